@@ -1,0 +1,844 @@
+"""The configuration of every job: typed, frozen models, read from YAML and ``key=value`` overrides.
+
+The first half is what can be configured, one model per job; the second half is how it is read. Nothing but
+the file and the command line sets a value: no environment variable is looked at. Whatever is wrong is told in
+one :class:`~ais.errors.ConfigError` that lists every problem found, each with its dotted key, the value and
+where it came from.
+"""
+
+import difflib
+import hashlib
+import json
+import os
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, NamedTuple, NoReturn, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ais.errors import AisError, ConfigError
+
+# Pillow warns of a decompression bomb above this (PIL.Image.MAX_IMAGE_PIXELS): 256 MiB of 24-bit pixels.
+PILLOW_MAX_PIXELS = 89_478_485
+
+Text = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what the generators of Python, NumPy and torch all take
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class _Conflict(NamedTuple):
+    """Values that are each possible and together are not; ``keys[0]`` is the key to change."""
+
+    keys: tuple[str, ...]
+    reason: str
+
+
+class _ConflictError(ValueError):
+    def __init__(self, conflicts: list[_Conflict]) -> None:
+        super().__init__("; ".join(f"{conflict.keys[0]}: {conflict.reason}" for conflict in conflicts))
+        self.conflicts = conflicts
+
+
+class _Section(BaseModel):
+    # Strict: true is no integer and "3" no number; an integer where a number is wanted is fine.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    def _conflicts(self) -> Iterator[_Conflict]:
+        """Yield each rule over several keys of this section that the values break."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _refuse_conflicts(self) -> Self:
+        if conflicts := list(self._conflicts()):
+            raise _ConflictError(conflicts)
+        return self
+
+
+class StorageConfig(_Section):
+    """How object stores are reached."""
+
+    endpoint_url: Annotated[str, Field(pattern="^https?://")] | None = Field(
+        default=None, description="Address of an S3-compatible server; null: AWS."
+    )
+    profile: Text | None = Field(default=None, description="Named profile of the AWS credentials file.")
+    anonymous: bool = Field(default=False, description="Read public buckets without credentials.")
+    requester_pays: bool = Field(
+        default=False, description="Accept the transfer costs of requester-pays buckets."
+    )
+    max_connections: Count = Field(default=64, description="Connections per process to the object store.")
+
+    def _conflicts(self) -> Iterator[_Conflict]:
+        if self.anonymous and self.profile is not None:
+            yield _Conflict(
+                ("profile", "anonymous"),
+                f"{_show(self.profile)} has no effect with storage.anonymous=true; set one of the two",
+            )
+
+
+def _weights_conflicts(weights: str, seed: int | None, sha256: str | None) -> Iterator[_Conflict]:
+    if weights == "random" and seed is None:
+        yield _Conflict(
+            ("seed", "weights"), "required with backbone.weights=random, for example backbone.seed=0"
+        )
+    if weights != "random" and seed is not None:
+        yield _Conflict(
+            ("seed", "weights"),
+            f"{seed} goes only with backbone.weights=random, got {_show(weights)}; set backbone.seed=null",
+        )
+    if weights == "random" and sha256 is not None:
+        yield _Conflict(
+            ("sha256", "weights"),
+            "random weights come from no file and have no digest; set backbone.sha256=null",
+        )
+
+
+class BackboneConfig(_Section):
+    """The frozen network that sees the images."""
+
+    name: Text = Field(
+        description="Name in the registry: vgg16, vgg19, resnet152, densenet161, barlow_twins,"
+        " efficientnet_b3 or inception_v3 (scores only).",
+        examples=["resnet152"],
+    )
+    layer: Text | None = Field(
+        default=None,
+        description="Layer whose feature maps are explained; null: the backbone's default layer.",
+    )
+    weights: Text = Field(
+        default="published",
+        description='"published" (or "imagenet"): the published weights, digest checked; "random": drawn from'
+        " backbone.seed; otherwise the address of a .pth or .safetensors file.",
+    )
+    seed: Seed | None = Field(
+        default=None, description="Seed of random weights; required with them, refused otherwise."
+    )
+    sha256: Sha256 | None = Field(default=None, description="Expected SHA-256 digest of the weights file.")
+
+    def _conflicts(self) -> Iterator[_Conflict]:
+        return _weights_conflicts(self.weights, self.seed, self.sha256)
+
+
+class BackboneOverrides(_Section):
+    """The backbone, where it is not to be loaded as the head was trained (null: as trained)."""
+
+    name: Text | None = Field(
+        default=None,
+        description="Name in the registry: vgg16, vgg19, resnet152, densenet161, barlow_twins or"
+        " efficientnet_b3.",
+    )
+    layer: Text | None = Field(default=None, description="Layer whose feature maps are explained.")
+    weights: Text | None = Field(
+        default=None,
+        description='"published" (or "imagenet"), "random", or the address of a .pth or .safetensors file.',
+    )
+    seed: Seed | None = Field(
+        default=None, description="Seed of random weights; required with weights=random."
+    )
+    sha256: Sha256 | None = Field(default=None, description="Expected SHA-256 digest of the weights file.")
+
+    def _conflicts(self) -> Iterator[_Conflict]:
+        if self.weights is not None:
+            yield from _weights_conflicts(self.weights, self.seed, self.sha256)
+
+
+_MODE = "Fit an image into the square input by cutting its ends (center_crop) or by padding (letterbox)"
+
+
+class PreprocessingConfig(_Section):
+    """How an image becomes the backbone's input."""
+
+    mode: Literal["center_crop", "letterbox"] = Field(default="center_crop", description=f"{_MODE}.")
+
+
+class PreprocessingOverrides(_Section):
+    """How an image becomes the backbone's input (null: as the head was trained)."""
+
+    mode: Literal["center_crop", "letterbox"] | None = Field(default=None, description=f"{_MODE}.")
+
+
+class LimitsConfig(_Section):
+    """What a single image may cost; a larger one becomes a row in errors."""
+
+    max_bytes: Count = Field(default=64 * 2**20, description="Largest file, in bytes (default 64 MiB).")
+    max_pixels: Annotated[int, Field(ge=1, le=PILLOW_MAX_PIXELS)] = Field(
+        default=PILLOW_MAX_PIXELS,
+        description="Largest width times height; the bound is the one above which Pillow warns.",
+    )
+
+
+class ComputeConfig(_Section):
+    """Where and how the work is done."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="auto: a GPU where the actor finds one, otherwise the CPU."
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="Of the trunk; tail, head and differences are float32 always."
+    )
+    batch_size: Count | None = Field(
+        default=None, description="Images per forward pass; null: chosen by backbone and device."
+    )
+    chunk: Count | None = Field(
+        default=None,
+        description="Feature maps ablated per pass where the tail has to be run; null: chosen by memory.",
+    )
+    scoring_actors: Count | None = Field(
+        default=None, description="Actors that hold backbone and head; null: as the cluster allows."
+    )
+    fetch_actors: Count | None = Field(
+        default=None, description="Actors that fetch and decode; null: as the cluster allows."
+    )
+    fetch_threads: Count = Field(
+        default=16, description="Images that one fetch actor reads at the same time."
+    )
+
+
+@dataclass(frozen=True)
+class PngSelection:
+    """The images that get a picture, as ``png.select`` says.
+
+    ``count`` is the N of ``top:N`` and ``bottom:N``, ``share`` the F of ``sample:F``; otherwise None.
+    """
+
+    kind: Literal["all", "none", "top", "bottom", "sample"]
+    count: int | None = None
+    share: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "PngSelection":
+        """Read ``all``, ``none``, ``top:N``, ``bottom:N`` (N ≥ 1) or ``sample:F`` (0 < F ≤ 1).
+
+        Raises:
+            ValueError: ``text`` is none of these.
+        """
+        if text == "all":
+            return cls("all")
+        if text == "none":
+            return cls("none")
+        if match := re.fullmatch("(top|bottom):([1-9][0-9]{0,17})", text):
+            return cls("top" if match[1] == "top" else "bottom", count=int(match[2]))
+        if match := re.fullmatch(r"sample:([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)", text):
+            share = float(match[1])
+            if 0 < share <= 1:
+                return cls("sample", share=share)
+        raise ValueError(
+            "expected all, none, top:N or bottom:N (N a whole number >= 1), or sample:F (0 < F <= 1),"
+            f" got {_show(text)}"
+        )
+
+
+class PngConfig(_Section):
+    """The pictures."""
+
+    select: str = Field(
+        default="all",
+        description="Images that get a picture: all, none, top:N or bottom:N (by score), sample:F (a share"
+        " of them).",
+    )
+    kind: Literal["overlay", "heatmap", "both"] = Field(
+        default="overlay", description="The heatmap on the image, alone, or both side by side."
+    )
+    max_side: Annotated[int, Field(ge=16, le=8192)] = Field(
+        default=512, description="Longest side of a picture, in pixels; larger images are scaled down."
+    )
+
+    @field_validator("select")
+    @classmethod
+    def _check_select(cls, value: str) -> str:
+        PngSelection.parse(value)
+        return value
+
+    @property
+    def selection(self) -> PngSelection:
+        """``select``, parsed."""
+        return PngSelection.parse(self.select)
+
+
+class RatingsConfig(_Section):
+    """The rated images."""
+
+    path: Text = Field(
+        description="Address of the table of ratings, CSV or Parquet.", examples=["s3://bucket/ratings.csv"]
+    )
+    image_column: Text = Field(
+        default="image", description="Column of image addresses, absolute or relative to root."
+    )
+    score_column: Text = Field(default="score", description="Column of ratings.")
+    split_column: Text = Field(
+        default="split", description="Column of train, validation or test; used if the table has it."
+    )
+    root: Text | None = Field(
+        default=None, description="Where relative image addresses start; null: the folder of the table."
+    )
+    allow_outside_root: bool = Field(
+        default=False, description="Accept image addresses that lead out of root."
+    )
+    duplicates: Literal["error", "mean"] = Field(
+        default="error", description="Images rated more than once: refused, or their ratings averaged."
+    )
+    missing: Literal["error", "skip"] = Field(
+        default="error", description="Rows without a finite score: refused, or skipped and counted."
+    )
+
+    def _conflicts(self) -> Iterator[_Conflict]:
+        columns = {
+            "image_column": self.image_column,
+            "score_column": self.score_column,
+            "split_column": self.split_column,
+        }
+        for key, column in columns.items():
+            same = [other for other, value in columns.items() if value == column]
+            if same[0] != key:
+                yield _Conflict((key, same[0]), f"{_show(column)} is ratings.{same[0]} already")
+
+
+class HeadConfig(_Section):
+    """The head: Linear, ReLU, dropout, Linear."""
+
+    hidden: Count = Field(default=512, description="Hidden units.")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0, description="Share of hidden units dropped in training."
+    )
+
+
+class FitConfig(_Section):
+    """Fitting the head."""
+
+    epochs: Count = Field(default=300, description="Passes over the training split, at most.")
+    patience: Count = Field(
+        default=30, description="Epochs without a better validation error after which fitting stops."
+    )
+    batch_size: Count = Field(default=64, description="Images per optimiser step, over all workers.")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(default=1e-3, description="Of Adam.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(default=1e-4, description="Of Adam.")
+    validation_share: Annotated[float, Field(gt=0, lt=0.9)] = Field(
+        default=0.15,
+        description="Share of the images for early stopping, where the table has no split column.",
+    )
+    test_share: Annotated[float, Field(gt=0, lt=0.9)] = Field(
+        default=0.2, description="Share of the images that only the final metrics see, where it has none."
+    )
+    variants: Count = Field(
+        default=1,
+        description="Heads trained, each with its own seed and train/validation split; together they predict"
+        " mean and standard deviation.",
+    )
+    seed: Seed = Field(default=0, description="Seed of splits, initial weights and order.")
+    workers: Count | None = Field(
+        default=None, description="Training workers; null: one per GPU, or one on CPU."
+    )
+    max_failures: Annotated[int, Field(ge=0)] = Field(
+        default=3, description="Lost workers after which training gives up."
+    )
+    checkpoint_every: Count = Field(default=25, description="Epochs between two checkpoints.")
+
+    def _conflicts(self) -> Iterator[_Conflict]:
+        if self.validation_share + self.test_share >= 0.9:
+            yield _Conflict(
+                ("validation_share", "test_share"),
+                f"{self.validation_share:g} and fit.test_share={self.test_share:g} leave too little to train"
+                " on; their sum has to be below 0.9",
+            )
+
+
+class PlantedConfig(_Section):
+    """Images with known truth."""
+
+    count: Annotated[int, Field(ge=50)] = Field(default=300, description="Number of images.")
+    size: Annotated[int, Field(ge=64)] = Field(
+        default=256, description="Shorter side of an image, in pixels."
+    )
+    seed: Seed = Field(default=0, description="Seed of the images and ratings.")
+    second_share: Share = Field(
+        default=0.3, description="Share of images with a second object that lowers the rating."
+    )
+
+
+_MAX_ERROR_SHARE = "Share of images that may fail before the job as a whole fails; what is good is kept."
+
+
+class HeatmapsConfig(_Section):
+    """Scores and heatmaps of a collection."""
+
+    images: Text = Field(
+        description="Folder (walked through), glob, or CSV or Parquet list with a uri column; any fsspec"
+        " address.",
+        examples=["s3://bucket/images"],
+    )
+    output: Text = Field(
+        description="Where the run folder goes: OUTPUT/runs/RUN_ID.", examples=["s3://bucket/output"]
+    )
+    run_id: Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] | None = Field(
+        default=None,
+        description="Name of the run; the same name continues it. null: derived from the configuration.",
+    )
+    head: Text = Field(description="Address of the head bundle.", examples=["s3://bucket/heads/first"])
+    importance: Text | None = Field(
+        default=None,
+        description="Address of an AIS, one value per feature map; null: the prediction AIS of each image.",
+    )
+    weighting: Literal["positive", "signed"] = Field(
+        default="positive", description="Weights of the feature maps: max(AIS, 0), or AIS with its sign."
+    )
+    backbone: BackboneOverrides = BackboneOverrides()
+    preprocessing: PreprocessingOverrides = PreprocessingOverrides()
+    limits: LimitsConfig = LimitsConfig()
+    png: PngConfig = PngConfig()
+    storage: StorageConfig = StorageConfig()
+    compute: ComputeConfig = ComputeConfig()
+    max_error_share: Share = Field(default=0.05, description=_MAX_ERROR_SHARE)
+    shard_rows: Count = Field(default=512, description="Images per output shard.")
+
+
+class TrainConfig(_Section):
+    """A head, fitted to ratings."""
+
+    ratings: RatingsConfig
+    output: Text = Field(description="Where the head bundle goes.", examples=["s3://bucket/heads/first"])
+    cache: Text | None = Field(
+        default=None, description="Where embeddings are cached; null: the folder embeddings beside output."
+    )
+    backbone: BackboneConfig
+    preprocessing: PreprocessingConfig = PreprocessingConfig()
+    limits: LimitsConfig = LimitsConfig()
+    head: HeadConfig = HeadConfig()
+    fit: FitConfig = FitConfig()
+    storage: StorageConfig = StorageConfig()
+    compute: ComputeConfig = ComputeConfig()
+    max_error_share: Share = Field(default=0.05, description=_MAX_ERROR_SHARE)
+
+
+class DemoConfig(_Section):
+    """The demo: planted images, a head fitted to them, the heatmaps job, and how well it points."""
+
+    output: Text = Field(default="demo", description="Folder for everything that the demo writes.")
+    planted: PlantedConfig = PlantedConfig()
+    backbone: BackboneConfig = BackboneConfig(name="barlow_twins", weights="random", seed=0)
+    head: HeadConfig = HeadConfig()
+    fit: FitConfig = FitConfig()
+    png: PngConfig = PngConfig()
+    storage: StorageConfig = StorageConfig()
+    compute: ComputeConfig = ComputeConfig()
+
+
+ConfigT = TypeVar("ConfigT", bound=_Section)
+
+
+@dataclass(frozen=True)
+class Loaded(Generic[ConfigT]):
+    """What a command line asked for."""
+
+    config: ConfigT
+    dry_run: bool
+
+
+def load_config(model: type[ConfigT], argv: Sequence[str], *, doc: str) -> Loaded[ConfigT]:
+    """Read a job's command line: ``[--config FILE] [--dry-run] [key=value ...]`` or ``--help``.
+
+    Overrides beat the file, a later override beats an earlier one. ``--help`` prints ``doc``, an example and
+    every key of ``model``.
+
+    Raises:
+        ConfigError: anything is wrong with the flags, the file or a value; all problems are listed.
+        SystemExit: with code 0, after ``--help``.
+    """
+    if {"--help", "-h"} & set(argv):
+        print(_help(model, doc))
+        raise SystemExit(0)
+    arguments = _read_arguments(argv)
+    text, source = ("", "") if arguments.file is None else (_read_text(arguments.file), arguments.file)
+    config = parse_config(model, text, arguments.overrides, source=source)
+    return Loaded(config, arguments.dry_run)
+
+
+def parse_config(
+    model: type[ConfigT], text: str, overrides: Sequence[str] = (), *, source: str = "configuration"
+) -> ConfigT:
+    """Read a configuration from YAML ``text`` and ``key=value`` overrides.
+
+    Scalars are those of the YAML 1.2 core schema, in decimal and without leading zeros: ``1e-3`` is a number,
+    ``007``, ``1:30``, ``yes`` and ``2026-11-23`` are text (https://yaml.org/spec/1.2.2/#103-core-schema). An
+    override of a key that holds text is taken as it stands, except ``null``. A section with nothing under it
+    keeps its defaults.
+
+    Args:
+        source: what messages call ``text``, such as its path.
+
+    Raises:
+        ConfigError: listing every unknown, repeated or missing key and every impossible value.
+    """
+    keys = _keys(model)
+    settings, problems = _read_yaml(text, source)
+    for override in overrides:
+        try:
+            key, setting = _read_override(override, keys)
+        except ConfigError as error:
+            problems.append(str(error))
+        else:
+            settings[key] = setting
+
+    sections = _sections(keys)
+    for key, setting in settings.items():
+        if key in keys:
+            continue
+        if key in sections:
+            if setting.value not in (None, {}):
+                problems.append(
+                    f"{key}: a section, got {_show(setting.value)}; its keys are {_names(key, keys)}"
+                    f" ({setting.origin})"
+                )
+        else:
+            problems.append(f"{key}: unknown key; {_suggest_key(key, keys)} ({setting.origin})")
+    try:
+        config = model.model_validate(_values(keys, settings))
+    except ValidationError as error:
+        problems += _describe(error, keys, settings)
+    if problems:
+        raise _config_error(problems)
+    return config
+
+
+def _values(keys: Mapping[str, "_Key"], settings: Mapping[str, "_Setting"]) -> dict[str, Any]:
+    """The nested values that the settings and, where there is none, the defaults give."""
+    values: dict[str, Any] = {section: {} for section in _sections(keys)}
+    for name, key in keys.items():
+        section, _, leaf = name.rpartition(".")
+        target = values[section] if section else values
+        if name in settings:
+            target[leaf] = settings[name].value
+        elif not key.is_required:
+            target[leaf] = key.default
+    return values
+
+
+def to_yaml(config: BaseModel) -> str:
+    """The whole configuration as YAML; :func:`parse_config` makes an equal one of it."""
+    return yaml.dump(
+        config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000
+    )
+
+
+def config_fingerprint(config: BaseModel | Mapping[str, Any]) -> str:
+    """SHA-256, 64 hex digits, of a configuration (or what it dumps to) as JSON with sorted keys."""
+    values = config.model_dump(mode="json") if isinstance(config, BaseModel) else config
+    canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def run_job(main: Callable[[list[str]], int]) -> NoReturn:
+    """Run ``main`` on the command line and exit with its code.
+
+    An :class:`~ais.errors.AisError` is printed without traceback: code 2 for a ConfigError (nothing was
+    started), otherwise 1. Ctrl-C gives 130, as shells do.
+    """
+    try:
+        code = main(sys.argv[1:])
+    except AisError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2 if isinstance(error, ConfigError) else 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    sys.exit(code)
+
+
+class _Arguments(NamedTuple):
+    file: str | None
+    overrides: list[str]
+    dry_run: bool
+
+
+def _read_arguments(argv: Sequence[str]) -> _Arguments:
+    files: list[str] = []
+    overrides: list[str] = []
+    problems: list[str] = []
+    dry_run = False
+    rest = iter(argv)
+    for argument in rest:
+        if argument == "--dry-run":
+            dry_run = True
+        elif argument == "--config":
+            files.append(next(rest, ""))
+        elif argument.startswith("--config="):
+            files.append(argument.removeprefix("--config="))
+        elif argument.startswith("-"):
+            hint = f"; write {argument.lstrip('-')}" if "=" in argument else ""
+            flags = "the flags are --config FILE, --dry-run and --help"
+            problems.append(f"{argument}: unknown flag{hint}; {flags} (command line)")
+        else:
+            overrides.append(argument)
+    if "" in files:
+        problems.append("--config: expected the path of a YAML file after it, got nothing (command line)")
+    if len(files) > 1:
+        problems.append(f"--config: expected one file, got {', '.join(map(_show, files))} (command line)")
+    if problems:
+        raise _config_error(problems)
+    return _Arguments(files[0] if files else None, overrides, dry_run)
+
+
+def _read_text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise _config_error([f"--config: cannot read {_show(path)}: {error.strerror}"]) from error
+    except ValueError as error:  # UnicodeDecodeError, or a path with a null character
+        raise _config_error([f"--config: cannot read {_show(path)} as UTF-8 text: {error}"]) from error
+
+
+# Python refuses to read a number of thousands of digits (ValueError), and brackets nested as deep.
+_YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose plain scalars are null, booleans and decimal numbers as in YAML 1.2, otherwise text."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        # An alias can make a value contain itself, and a tag can ask for any type: no job needs them.
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None) is not None:
+            raise yaml.MarkedYAMLError(
+                problem="aliases (*) and tags (!) are not allowed; put text that starts so in quotes",
+                problem_mark=event.start_mark,
+            )
+        return super().compose_node(parent, index)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes each text that a YAML 1.1 reader or :class:`_Loader` would take for something else."""
+
+
+_Loader.yaml_implicit_resolvers = {}  # forget those of YAML 1.1
+for _tag, _pattern in {
+    "null": r"~|null|Null|NULL|",
+    "bool": r"true|True|TRUE|false|False|FALSE",
+    "int": r"[-+]?(0|[1-9][0-9]*)",
+    "float": r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?"
+    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+}.items():
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), None)
+
+
+class _Setting(NamedTuple):
+    value: Any
+    origin: str  # "configs/train.yaml:12" or "command line"
+
+
+def _read_yaml(text: str, source: str) -> tuple[dict[str, _Setting], list[str]]:
+    """The settings by dotted key, and what is wrong with the keys; a syntax error is raised at once."""
+    settings: dict[str, _Setting] = {}
+    problems: list[str] = []
+    origins: dict[str, str] = {}
+
+    def collect(mapping: yaml.MappingNode, prefix: str) -> None:
+        for key_node, value_node in mapping.value:
+            origin = f"{source}:{key_node.start_mark.line + 1}"
+            if not isinstance(key_node, yaml.ScalarNode):
+                problems.append(f"{prefix or source}: a key has to be a word ({origin})")
+                continue
+            key = prefix + key_node.value
+            if key in origins:
+                problems.append(f"{key}: given twice, first at {origins[key]} ({origin})")
+                continue
+            origins[key] = origin
+            if isinstance(value_node, yaml.MappingNode) and value_node.value:
+                collect(value_node, f"{key}.")
+            else:
+                settings[key] = _Setting(loader.construct_object(value_node, deep=True), origin)
+
+    try:
+        loader = _Loader(text)
+        root = loader.get_single_node()
+        if isinstance(root, yaml.MappingNode):
+            collect(root, "")
+        elif root is not None:
+            found = _show(loader.construct_object(root, deep=True))
+            raise _config_error([f"{source}: expected a mapping of keys to values, got {found}"])
+    except _YAML_ERRORS as error:
+        raise _config_error([_yaml_problem(error, source)]) from error
+    return settings, problems
+
+
+def _yaml_problem(error: Exception, source: str) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"{source}:{error.problem_mark.line + 1}: not valid YAML: {error.problem}"
+    return f"{source}: not valid YAML: {' '.join(str(error).split())}"
+
+
+def _read_override(override: str, keys: Mapping[str, "_Key"]) -> tuple[str, _Setting]:
+    name, equals, raw = override.partition("=")
+    if not name or not equals:
+        raise ConfigError(f"{override}: expected key=value (command line)")
+    if not raw:
+        # A shell variable that is not set must not pass for null.
+        raise ConfigError(f"{name}: no value after =; write {name}=null to leave it unset (command line)")
+    key = keys.get(name)
+    if key is None or (key.is_text and raw != "null"):
+        return name, _Setting(raw, "command line")
+    try:
+        return name, _Setting(_Loader(raw).get_single_data(), "command line")
+    except _YAML_ERRORS as error:
+        raise ConfigError(f"{name}: expected {key.expected}, got {_show(raw)} (command line)") from error
+
+
+class _Key(NamedTuple):
+    """One key of a model, as messages and ``--help`` present it."""
+
+    expected: str  # "whole number >= 1 or null"
+    choices: list[str]
+    is_text: bool
+    is_required: bool
+    default: Any
+    example: str
+    description: str
+
+
+def _keys(model: type[BaseModel]) -> dict[str, _Key]:
+    """Every key of ``model`` by its dotted name, those of sections after the others."""
+    schema = model.model_json_schema()
+    keys: dict[str, _Key] = {}
+    sections: dict[str, _Key] = {}
+    for name, entry in schema["properties"].items():
+        if "$ref" not in entry:
+            keys[name] = _key(entry, name in schema.get("required", ()), entry.get("default"))
+            continue
+        section = schema["$defs"][entry["$ref"].rpartition("/")[2]]
+        for leaf, leaf_entry in section["properties"].items():
+            if "default" in entry:
+                required, default = False, entry["default"][leaf]
+            else:
+                required, default = leaf in section.get("required", ()), leaf_entry.get("default")
+            sections[f"{name}.{leaf}"] = _key(leaf_entry, required, default)
+    return keys | sections
+
+
+_KINDS = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false"}
+_BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+
+
+def _key(entry: dict[str, Any], required: bool, default: object) -> _Key:
+    constraints = entry["anyOf"][0] if "anyOf" in entry else entry  # [the type, null]
+    choices = list(constraints.get("enum", ()))
+    expected = f"one of {', '.join(choices)}" if choices else _KINDS[constraints["type"]]
+    bounds = [f"{sign} {constraints[name]}" for name, sign in _BOUNDS.items() if name in constraints]
+    if bounds:
+        expected += f" {' and '.join(bounds)}"
+    if "pattern" in constraints:
+        expected += f" matching {constraints['pattern']}"
+    return _Key(
+        expected=f"{expected} or null" if "anyOf" in entry else expected,
+        choices=choices,
+        is_text=constraints["type"] == "string",
+        is_required=required,
+        default=default,
+        example=entry["examples"][0] if "examples" in entry else "",
+        description=entry["description"],
+    )
+
+
+def _sections(keys: Mapping[str, _Key]) -> list[str]:
+    return list(dict.fromkeys(key.rpartition(".")[0] for key in keys if "." in key))
+
+
+def _names(section: str, keys: Mapping[str, _Key]) -> str:
+    return ", ".join(key.rpartition(".")[2] for key in keys if key.rpartition(".")[0] == section)
+
+
+def _suggest_key(unknown: str, keys: Mapping[str, _Key]) -> str:
+    section, _, leaf = unknown.rpartition(".")
+    by_leaf: dict[str, list[str]] = {}
+    for key in keys:
+        by_leaf.setdefault(key.rpartition(".")[2], []).append(key)
+    # The right leaf in a wrong or misspelt section first, then a misspelt key, then both wrong.
+    same_leaf = by_leaf.get(leaf, [])
+    similar = difflib.get_close_matches(unknown, same_leaf, n=1, cutoff=0.8) or same_leaf
+    similar = similar or difflib.get_close_matches(unknown, keys, n=1, cutoff=0.75)
+    for leaf_match in difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=0.75):
+        similar = similar or by_leaf[leaf_match]
+    if similar:
+        return f"did you mean {' or '.join(similar)}?"
+    if section in _sections(keys):
+        return f"the keys of {section} are {_names(section, keys)}"
+    return f"the keys are {_names('', keys)} and those of the sections {', '.join(_sections(keys))}"
+
+
+def _describe(
+    error: ValidationError, keys: Mapping[str, _Key], settings: Mapping[str, _Setting]
+) -> Iterator[str]:
+    """One line per problem that the model found."""
+    for detail in error.errors(include_url=False):
+        name = ".".join(map(str, detail["loc"]))
+        cause = detail.get("ctx", {}).get("error")
+        if isinstance(cause, _ConflictError):
+            for conflict in cause.conflicts:
+                involved = [".".join([*map(str, detail["loc"]), key]) for key in conflict.keys]
+                origins = dict.fromkeys(settings[key].origin for key in involved if key in settings)
+                yield f"{involved[0]}: {conflict.reason} ({', '.join(origins)})"
+            continue
+        key = keys[name]
+        if name not in settings:
+            example = f", for example {name}={key.example}" if key.example else ""
+            yield f"{name}: required and not given; expected {key.expected}{example}"
+            continue
+        value, origin = settings[name]
+        if cause is not None:
+            yield f"{name}: {cause} ({origin})"
+        else:
+            yield f"{name}: expected {key.expected}, got {_show(value)}{_hint(value, key)} ({origin})"
+
+
+def _hint(value: object, key: _Key) -> str:
+    if isinstance(value, str):
+        similar = difflib.get_close_matches(value.lower(), key.choices, n=1)
+        return f"; did you mean {similar[0]}?" if similar else ""
+    if key.is_text and isinstance(value, bool | int | float):
+        return "; put it in quotes"
+    return ""
+
+
+def _show(value: object) -> str:
+    """A value as YAML would write it on one line."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _config_error(problems: Sequence[str]) -> ConfigError:
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    return ConfigError("\n".join([f"{count} in the configuration (--help lists every key):", *problems]))
+
+
+_HELP_WIDTH = 110
+
+
+def _help(model: type[BaseModel], doc: str) -> str:
+    keys = _keys(model)
+    program = f"python {os.path.relpath(sys.argv[0])}"
+    required = [f"{name}={key.example}" for name, key in keys.items() if key.is_required]
+    lines = [
+        " \\\n".join(["Example:  " + program, *(f"            {override}" for override in required)]),
+        f"Usage:    {program} [--config FILE] [--dry-run] [key=value ...]",
+        "",
+        doc.strip(),
+        "",
+        "  --config FILE   read the configuration from a YAML file; key=value beats the file",
+        "  --dry-run       print the resolved configuration and what would be done, and do nothing",
+        "  --help          print this",
+    ]
+    for section in ["", *_sections(keys)]:
+        lines += ["", f"{section}: {model.model_fields[section].annotation.__doc__}" if section else "Keys:"]
+        for name, key in keys.items():
+            if name.rpartition(".")[0] != section:
+                continue
+            default = "REQUIRED" if key.is_required else _show(key.default)
+            lines.append(f"  {name} ({key.expected}): {default}")
+            indent = " " * 6
+            lines += textwrap.wrap(
+                key.description, _HELP_WIDTH, initial_indent=indent, subsequent_indent=indent
+            )
+    return "\n".join(lines)

@@ -1,0 +1,218 @@
+"""Scores and heatmaps of images in memory: the library's front door, and what the jobs run on every batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ais.ablation import ablate, run_trunk
+from ais.backbones import Backbone
+from ais.errors import BackboneError
+from ais.heads import HeadEnsemble, RegressionHead, as_ensemble, check_belongs
+from ais.heatmaps import Weighting, heatmap_weights, weighted_maps
+from ais.images import Geometry, as_rgb_array
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class ScoreModel(nn.Module):
+    """Backbone and head as one plain module: normalised images ``(B, 3, S, S)`` → scores ``(B,)``."""
+
+    def __init__(self, backbone: Backbone, head: HeadEnsemble) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return scores in rating units."""
+        return self.head(self.backbone(images))
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Scores and heatmaps of B images; float32 tensors on the CPU.
+
+    Args:
+        scores: ``(B,)`` in rating units, the mean over the heads.
+        score_stds: ``(B,)`` standard deviation over the heads, NaN for a single head.
+        importance: ``(B, C)`` the AIS that the heatmaps are made of: by default of the objective ``prediction``,
+            ``s - s_k``; a given AIS vector repeated otherwise.
+        ablated_scores: ``(B, C)`` score with each map ablated; ``None`` if a given AIS vector made it needless.
+        feature_maps: ``(B, C, h, w)`` at the layer.
+        heatmaps: ``(B, h, w)`` at the layer's resolution.
+        boxes: ``(B, 4)`` left, top, right, bottom of what the model saw, in pixels of each original image.
+    """
+
+    scores: Tensor
+    score_stds: Tensor
+    importance: Tensor
+    ablated_scores: Tensor | None
+    feature_maps: Tensor
+    heatmaps: Tensor
+    boxes: Tensor
+
+
+class Explainer:
+    """Predict scores and show where their evidence lies.
+
+    Args:
+        backbone: see `ais.load_backbone`; decides the device.
+        head: a fitted or hand-made head; moved to the backbone's device.
+        weighting: ``"positive"`` or ``"signed"``, see `ais.heatmaps.heatmap_weights`.
+        importance: ``(C,)`` an AIS vector for all images; by default each image gets its own, by exact ablation.
+        preprocessing: ``"center_crop"`` or ``"letterbox"``.
+        batch_size: images in one pass.
+        chunk: maps ablated at once where the tail has to be run; chosen by size if not given.
+        trunk_dtype: ``torch.bfloat16`` runs the trunk in lower precision; tail, head and differences stay float32.
+
+    Raises:
+        HeadError: the head does not belong to this backbone, weights or preprocessing.
+        BackboneError: the importance vector has another length than the layer has maps.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: RegressionHead | HeadEnsemble,
+        *,
+        weighting: Weighting = "positive",
+        importance: Sequence[float] | np.ndarray | Tensor | None = None,
+        preprocessing: str = "center_crop",
+        batch_size: int = 16,
+        chunk: int | None = None,
+        trunk_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.backbone = backbone
+        self.device = backbone.mean.device
+        self.head = as_ensemble(head).to(self.device).eval()
+        check_belongs(self.head, backbone, preprocessing)
+        self.geometry = geometry_of(backbone, preprocessing)
+        self.weighting: Weighting = weighting
+        self.batch_size = batch_size
+        self.chunk = chunk
+        self.trunk_dtype = trunk_dtype
+        self.importance: Tensor | None = None
+        if importance is not None:
+            self.importance = torch.as_tensor(importance, dtype=torch.float32).to(self.device)
+            maps = backbone.layer.map_shape[0] if backbone.layer else 0
+            if self.importance.shape != (maps,):
+                raise BackboneError(
+                    f"the importance vector has shape {tuple(self.importance.shape)}, the layer has {maps} maps"
+                )
+
+    @property
+    def module(self) -> ScoreModel:
+        """Backbone and head as one plain module, for other tools."""
+        return ScoreModel(self.backbone, self.head)
+
+    def preprocess(self, images: Sequence[Image | np.ndarray]) -> Tensor:
+        """Return the network's input ``(B, 3, S, S)`` float32 for PIL images or uint8 arrays ``(H, W, 3)``."""
+        pixels, _ = self._pixels(images)
+        return self.backbone.normalise(pixels.to(self.device))
+
+    def score(self, images: Sequence[Image | np.ndarray]) -> Tensor:
+        """Return scores ``(B,)`` in rating units; works for every backbone."""
+        batches = [self.score_pixels(pixels)[0] for pixels, _ in self._batches(images)]
+        return torch.cat(batches) if batches else torch.empty(0)
+
+    def __call__(self, images: Sequence[Image | np.ndarray]) -> Explanation:
+        """Score images and make their heatmaps.
+
+        Args:
+            images: PIL images or uint8 arrays ``(H, W, 3)``, of any sizes; at least one.
+
+        Raises:
+            BackboneError: this backbone refuses heatmaps.
+            ValueError: no images, or one that is not an image.
+        """
+        if len(images) == 0:
+            raise ValueError("explain needs at least one image")
+        parts = [self.explain_pixels(pixels, boxes) for pixels, boxes in self._batches(images)]
+        joined = {
+            field.name: None if getattr(parts[0], field.name) is None else torch.cat([getattr(p, field.name) for p in parts])
+            for field in fields(Explanation)
+        }
+        return Explanation(**joined)
+
+    @torch.inference_mode()
+    def score_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Score preprocessed pixels.
+
+        Args:
+            pixels: ``(B, S, S, 3)`` uint8, as `ais.images.Geometry.apply` makes them.
+
+        Returns:
+            scores ``(B,)`` and their standard deviation over the heads ``(B,)``, on the CPU.
+        """
+        images = self.backbone.normalise(pixels.to(self.device, non_blocking=True))
+        if self.backbone.layer is None:
+            each = self.head.each(self.backbone(images))
+        else:
+            maps, context = run_trunk(self.backbone.split, images, self.trunk_dtype)
+            each = self.head.each(self.backbone.split.tail(maps, *context))
+        return each.mean(0).cpu(), _spread(each).cpu()
+
+    @torch.inference_mode()
+    def explain_pixels(self, pixels: Tensor, boxes: Tensor) -> Explanation:
+        """Explain one batch of preprocessed pixels.
+
+        Args:
+            pixels: ``(B, S, S, 3)`` uint8, as `ais.images.Geometry.apply` makes them.
+            boxes: ``(B, 4)`` of the same.
+
+        Raises:
+            BackboneError: this backbone refuses heatmaps.
+        """
+        images = self.backbone.normalise(pixels.to(self.device, non_blocking=True))
+        ablated_scores = None
+        if self.importance is None:
+            result = ablate(self.backbone, self.head, images, chunk=self.chunk, trunk_dtype=self.trunk_dtype)
+            each, maps, importance = result.scores_each, result.feature_maps, result.effects
+            ablated_scores = (result.scores[:, None] - result.effects).cpu()
+        else:
+            maps, context = run_trunk(self.backbone.split, images, self.trunk_dtype)
+            each = self.head.each(self.backbone.split.tail(maps, *context))
+            importance = self.importance.expand(len(maps), -1)
+        heatmaps = weighted_maps(heatmap_weights(importance, self.weighting), maps)
+        return Explanation(
+            scores=each.mean(0).cpu(),
+            score_stds=_spread(each).cpu(),
+            importance=importance.cpu(),
+            ablated_scores=ablated_scores,
+            feature_maps=maps.cpu(),
+            heatmaps=heatmaps.cpu(),
+            boxes=boxes.cpu(),
+        )
+
+    def _pixels(self, images: Sequence[Image | np.ndarray]) -> tuple[Tensor, Tensor]:
+        prepared = [self.geometry.apply(as_rgb_array(image)) for image in images]
+        pixels = np.stack([pixels for pixels, _ in prepared])
+        return torch.from_numpy(pixels), torch.from_numpy(np.stack([box for _, box in prepared]))
+
+    def _batches(self, images: Sequence[Image | np.ndarray]) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, len(images), self.batch_size):
+            yield self._pixels(images[start : start + self.batch_size])
+
+
+def geometry_of(backbone: Backbone, preprocessing: str) -> Geometry:
+    """How images are brought to a backbone's input; letterbox padding becomes zero after normalisation."""
+    spec = backbone.spec
+    red, green, blue = (round(255 * value) for value in spec.mean)
+    return Geometry(
+        input_size=spec.input_size,
+        resize_size=spec.resize_size,
+        interpolation=spec.interpolation,
+        mode=preprocessing,
+        pad_rgb=(red, green, blue),
+    )
+
+
+def _spread(each: Tensor) -> Tensor:
+    """Sample standard deviation ``(B,)`` over the heads of ``(K, B)`` scores."""
+    return each.std(0) if len(each) > 1 else torch.full_like(each[0], torch.nan)
