@@ -50,3 +50,7 @@ class ImageError(AisError):
         self.stage = stage
         self.reason = reason
         self.detail = detail
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
+        """Travel between processes with its parts."""
+        return type(self), (self.stage, self.reason, self.detail)

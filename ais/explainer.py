@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ais.ablation import ablate, run_trunk
-from ais.backbones import Backbone
+from ais.backbones import Backbone, BackboneSpec
 from ais.errors import BackboneError
 from ais.heads import HeadEnsemble, RegressionHead, as_ensemble, check_belongs
 from ais.heatmaps import Weighting, heatmap_weights, weighted_maps
@@ -92,7 +92,7 @@ class Explainer:
         self.device = backbone.mean.device
         self.head = as_ensemble(head).to(self.device).eval()
         check_belongs(self.head, backbone, preprocessing)
-        self.geometry = geometry_of(backbone, preprocessing)
+        self.geometry = geometry_of(backbone.spec, preprocessing)
         self.weighting: Weighting = weighting
         self.batch_size = batch_size
         self.chunk = chunk
@@ -200,9 +200,8 @@ class Explainer:
             yield self._pixels(images[start : start + self.batch_size])
 
 
-def geometry_of(backbone: Backbone, preprocessing: str) -> Geometry:
+def geometry_of(spec: BackboneSpec, preprocessing: str) -> Geometry:
     """How images are brought to a backbone's input; letterbox padding becomes zero after normalisation."""
-    spec = backbone.spec
     red, green, blue = (round(255 * value) for value in spec.mean)
     return Geometry(
         input_size=spec.input_size,

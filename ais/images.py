@@ -23,7 +23,8 @@ from ais.errors import ImageError
 # What Pillow remarks on while reading (odd EXIF, odd APNG, many pixels) either does not touch the pixels
 # or is refused below, and a line per image drowns a log of millions. warnings.catch_warnings would swap the
 # filters of the whole process, which is unsafe in threads, so one permanent filter for Pillow's readers; the
-# null handler keeps logging's last resort, stderr, out of a program that set up no logging.
+# null handler keeps logging's last resort, stderr, out of a program that set up no logging. What libtiff says
+# of a corrupt file it writes to stderr in C, out of reach.
 warnings.filterwarnings("ignore", module=r"PIL\.(Image|\w+ImagePlugin)$")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
@@ -128,6 +129,9 @@ def decode_image(data: bytes, limits: Limits = Limits()) -> np.ndarray:
         raise _error(DecodeReason.NOT_AN_IMAGE, f"{len(data)} bytes that begin with {bytes(data[:16])!r}")
     if found not in ALLOWED_FORMATS:
         raise _error(DecodeReason.FORMAT_NOT_ALLOWED, f"{found}; allowed are {', '.join(ALLOWED_FORMATS)}")
+    if found == "WEBP" and len(data) < 8 + (declared := int.from_bytes(data[4:8], "little")):
+        # libwebp does not tell a truncated file from a corrupt one.
+        raise _error(DecodeReason.TRUNCATED, f"WEBP of {len(data)} bytes, its header says {8 + declared}")
     with (
         _image_errors(f"{found} of {len(data)} bytes"),
         Image.open(io.BytesIO(data), formats=(found,)) as image,
@@ -307,7 +311,8 @@ def _image_errors(source: str) -> Iterator[None]:
         ) from error
     except Exception as error:
         # Pillow has no class for a file that ends too early; these are the ways its readers say so.
-        ends_early = isinstance(error, EOFError) or "truncated" in str(error).lower()
+        said = str(error).lower()
+        ends_early = isinstance(error, EOFError) or "truncated" in said or "not enough image data" in said
         reason = DecodeReason.TRUNCATED if ends_early else DecodeReason.CORRUPT
         raise _error(reason, f"{source}: {error or type(error).__name__}") from error
 

@@ -251,7 +251,7 @@ def _second_mask(image: PlantedImage) -> NDArray[np.bool_]:
     return mask
 
 
-def _pixel_centres(width: int, height: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _pixel_centres(width: int, height: int) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
     """x as ``(1, W)`` and y as ``(H, 1)``, in pixels."""
     return np.arange(width)[None, :] + 0.5, np.arange(height)[:, None] + 0.5
 

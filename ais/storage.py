@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import fnmatch
 import hashlib
 import os
 import posixpath
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +17,7 @@ from typing import Any
 
 import fsspec
 from fsspec import AbstractFileSystem
-from fsspec.core import url_to_fs
-from fsspec.utils import get_protocol
+from fsspec.implementations.local import LocalFileSystem
 
 from ais.errors import StorageError, WeightsError
 
@@ -43,7 +44,7 @@ class Storage:
 
     def options(self, address: str) -> dict[str, Any]:
         """Return the fsspec options for an address; only S3 has any."""
-        if get_protocol(address) not in ("s3", "s3a"):
+        if scheme(address) not in ("s3", "s3a"):
             return {}
         options: dict[str, Any] = {
             "anon": self.anonymous,
@@ -66,22 +67,38 @@ class Storage:
             StorageError: the scheme is not known, or its package is not installed.
         """
         try:
-            filesystem, path = url_to_fs(address, **self.options(address))
+            filesystem = fsspec.filesystem(scheme(address), **self.options(address))
         except (ValueError, ImportError) as error:
             raise StorageError(f"{address!r} cannot be opened: {error}") from error
+        path = local_path(address) if is_local(address) else filesystem._strip_protocol(address)
         return Folder(filesystem, path)
+
+
+_SCHEME = re.compile("^([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+
+
+def scheme(address: str) -> str:
+    """Return the scheme of an address, ``"file"`` for paths.
+
+    fsspec's own parser also splits at ``::``, which is a legal part of file names.
+    """
+    match = _SCHEME.match(address)
+    return match[1].lower() if match else "file"
 
 
 def is_local(address: str) -> bool:
     """Whether an address is a path of this machine."""
-    return get_protocol(address) in ("file", "local")
+    return scheme(address) in ("file", "local")
+
+
+def local_path(address: str) -> str:
+    """Absolute path of a local address; every character of it is taken literally."""
+    return os.path.abspath(os.path.expanduser(_SCHEME.sub("", address)))
 
 
 def absolute(address: str) -> str:
     """Make a local path absolute (jobs may run elsewhere than where they were started); leave others alone."""
-    if not is_local(address):
-        return address.rstrip("/")
-    return os.path.abspath(os.path.expanduser(address.removeprefix("local://").removeprefix("file://")))
+    return local_path(address) if is_local(address) else address.rstrip("/")
 
 
 @dataclass(frozen=True)
@@ -102,7 +119,7 @@ class Folder:
     @property
     def local(self) -> bool:
         """Whether it is on this machine's own filesystem."""
-        return isinstance(self.filesystem, fsspec.implementations.local.LocalFileSystem)
+        return isinstance(self.filesystem, LocalFileSystem)
 
     def exists(self) -> bool:
         """Whether there is a file or folder, asked anew (no listing cache)."""
@@ -143,16 +160,17 @@ class Folder:
     def files(self, pattern: str = "*") -> list[Folder]:
         """Files directly inside that match, sorted by name; none if the folder does not exist."""
         self.filesystem.invalidate_cache()
-        found = self.filesystem.glob(posixpath.join(_glob_escape(self.path), pattern))
-        return [Folder(self.filesystem, str(path)) for path in sorted(found)]
+        try:
+            entries = self.filesystem.ls(self.path, detail=True)
+        except FileNotFoundError:
+            return []
+        paths = [str(entry["name"]) for entry in entries if entry["type"] == "file"]
+        names = fnmatch.filter((posixpath.basename(path) for path in paths), pattern)
+        return [self / name for name in sorted(names)]
 
     def remove(self) -> None:
         """Delete this file."""
         self.filesystem.rm_file(self.path)
-
-
-def _glob_escape(path: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in path)
 
 
 def default_cache() -> Path:
@@ -186,7 +204,7 @@ def fetch(address: str, sha256: str | None, storage: Storage, cache: Path | None
         WeightsError: it cannot be read, or the digest is another.
     """
     if is_local(address):
-        path = Path(absolute(address))
+        path = Path(local_path(address))
         if not path.is_file():
             raise WeightsError(f"{address!r} is not a file")
         digest = sha256_of(path)

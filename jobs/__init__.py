@@ -1,0 +1,1 @@
+"""The jobs: each reads like a table of contents; what they do is in `ais`."""

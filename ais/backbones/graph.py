@@ -146,7 +146,8 @@ def split_at(network: nn.Module, layer: str, images: Tensor) -> Split:
         images: an example batch (any values, any device, the meta device included) that fixes the shapes.
 
     Raises:
-        BackboneError: the network cannot be traced, or the layer is not called exactly once.
+        BackboneError: the network cannot be traced, the layer is not called exactly once, or what follows it
+            overwrites values in a way that cannot be undone here.
     """
     try:
         graph = _LeafTracer(layer).trace(network)
@@ -169,6 +170,7 @@ def split_at(network: nn.Module, layer: str, images: Tensor) -> Split:
             raise BackboneError(
                 f"at layer {layer!r} the rest of the network needs {node.name!r}, which is not a batch of tensors"
             )
+    _refuse_in_place(tail_nodes, layer)
     trunk_nodes = [node for node in graph.nodes if node not in downstream]
     trunk = _module(network, trunk_nodes, [], (cut, *context))
     tail = _module(network, tail_nodes, [cut, *context], embedding, in_place=False)
@@ -199,6 +201,17 @@ def _as_node(value: Any) -> fx.Node:
     if not isinstance(value, fx.Node):
         raise BackboneError("the network must return one tensor, the embedding")
     return value
+
+
+def _refuse_in_place(nodes: Iterable[fx.Node], layer: str) -> None:
+    """Refuse what `_module` does not rewrite: methods and functions such as ``x.relu_()``."""
+    for node in nodes:
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        if node.op in ("call_method", "call_function") and name.endswith("_") and not name.endswith("__"):
+            raise BackboneError(
+                f"after layer {layer!r} the network overwrites values by {name!r}, and ablation reads them again; "
+                f"write {name.rstrip('_')!r} there"
+            )
 
 
 def _downstream(graph: fx.Graph, start: fx.Node) -> set[fx.Node]:

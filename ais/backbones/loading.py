@@ -100,7 +100,7 @@ class Backbone(nn.Module):
 
 
 def load_backbone(
-    name: str,
+    name: str | BackboneSpec,
     *,
     weights: str = "published",
     seed: int | None = None,
@@ -113,7 +113,7 @@ def load_backbone(
     """Load a backbone and check its layer by a forward pass.
 
     Args:
-        name: of the registry, such as ``"resnet152"``.
+        name: of the registry, such as ``"resnet152"``, or a record of one's own.
         weights: ``"published"`` (or ``"imagenet"``), ``"random"``, or the address of a state dict.
         seed: of random weights; required there.
         layer: whose feature maps are ablated; the backbone's default if not given.
@@ -126,7 +126,7 @@ def load_backbone(
         BackboneError: unknown name or layer, or a layer that cannot be ablated.
         WeightsError: the weights cannot be had or do not fit.
     """
-    spec = get_spec(name)
+    spec = name if isinstance(name, BackboneSpec) else get_spec(name)
     inspect_layer(spec, layer)
     found, path = resolve_weights(spec, weights, seed, sha256, storage, cache)
     if path is None:
@@ -143,7 +143,7 @@ def load_backbone(
             probe = torch.rand(probe.shape, generator=torch.Generator().manual_seed(0)).to(device)
             whole, parts = network(probe), split.tail(*split.trunk(probe))
             if not torch.allclose(whole, parts, rtol=1e-4, atol=1e-4 * float(whole.abs().max())):
-                raise BackboneError(f"{name} cut at {info.name if info else layer!r} does not compute what it computes whole")
+                raise BackboneError(f"{spec.name} cut at {info.name if info else layer!r} does not compute what it computes whole")
     return Backbone(spec, found, network, split, info)
 
 
@@ -158,7 +158,8 @@ def inspect_layer(spec: BackboneSpec, layer: str | None = None) -> LayerInfo | N
     """
     with torch.device("meta"):
         network = spec.adapt(spec.build()).eval()
-        probe = torch.zeros(1, 3, spec.input_size, spec.input_size)
+        # Two images, so that a constant of the network is not taken for a batch of one.
+        probe = torch.zeros(2, 3, spec.input_size, spec.input_size)
     return _cut(spec, network, layer, probe)[1]
 
 

@@ -1,0 +1,5 @@
+"""Alignment-importance scores of feature maps over whole sets of images."""
+
+from ais.importance.bundle import ImportanceError, ImportanceRecord, load_importance, save_importance
+
+__all__ = ["ImportanceError", "ImportanceRecord", "load_importance", "save_importance"]

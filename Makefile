@@ -1,0 +1,45 @@
+# Everything sets itself up: the first target that needs it makes .venv, once.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+SETUP := $(VENV)/.set-up
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: help setup demo test check format bench gpu-test clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(SETUP) ## make .venv with the tested versions (about 6 GB; torch is most of it)
+
+$(SETUP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=…")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(SETUP) ## planted images → head → scores and heatmaps, through the real jobs (at most 5 minutes)
+	$(BIN)/python jobs/demo.py --config configs/demo.yaml
+
+test: $(SETUP) ## all tests that need no GPU and no network (at most 15 minutes on 2 cores)
+	$(PYTEST)
+
+check: $(SETUP) ## ruff, types, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(SETUP) ## let ruff format and fix what it can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(SETUP) ## ratios that show the speed, measured side by side (tests/benchmarks)
+	$(BIN)/python -m tests.benchmarks
+
+gpu-test: $(SETUP) ## tests that need a CUDA device; they fail where there is none
+	$(PYTEST) --override-ini addopts= -q tests/gpu
+
+clean: ## remove .venv and what the demo wrote
+	rm -rf $(VENV) demo

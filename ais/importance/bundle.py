@@ -1,0 +1,108 @@
+"""An AIS vector on disk: ``importance.parquet`` (one row per feature map) and ``importance.json`` (what it belongs to)."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ais.errors import AisError
+from ais.storage import Storage
+
+FORMAT = 1
+TABLE_FILE = "importance.parquet"
+RECORD_FILE = "importance.json"
+
+
+class ImportanceError(AisError):
+    """An importance bundle is incomplete, or belongs to another backbone, layer or head."""
+
+
+@dataclass(frozen=True)
+class ImportanceRecord:
+    """What an AIS vector belongs to.
+
+    Args:
+        objective: ``"prediction"``, ``"error"`` or ``"similarity"``.
+        backbone: name in the registry.
+        weights_fingerprint: of the backbone's weights.
+        layer: whose maps were ablated.
+        preprocessing: mode under which images were prepared.
+        head: SHA-256 of the head's weights; ``None`` for ``similarity``, which needs no head.
+    """
+
+    objective: str
+    backbone: str
+    weights_fingerprint: str
+    layer: str
+    preprocessing: str
+    head: str | None
+
+    def check_belongs(self, used: ImportanceRecord) -> None:
+        """Refuse to use the vector elsewhere than it was made.
+
+        Raises:
+            ImportanceError: names what differs, both ways.
+        """
+        for what in ("backbone", "weights_fingerprint", "layer", "preprocessing", "head"):
+            made, wanted = getattr(self, what), getattr(used, what)
+            if made != wanted and not (what == "head" and made is None):
+                raise ImportanceError(
+                    f"the importance was made with {what.replace('_', ' ')} {made!r}, not {wanted!r}; run "
+                    "jobs/importance.py for this one"
+                )
+
+
+def save_importance(
+    address: str, importance: pa.Table, record: ImportanceRecord, details: dict[str, Any], storage: Storage
+) -> None:
+    """Write a bundle; ``importance.json`` last.
+
+    Args:
+        address: of the folder.
+        importance: with the columns ``map`` (0 to C - 1, in order) and ``ais``, and any others.
+        record: what it belongs to.
+        details: further entries of ``importance.json`` for people to read.
+        storage: how to reach the folder.
+    """
+    folder = storage.open(address)
+    data = io.BytesIO()
+    pq.write_table(importance, data, compression="zstd")
+    (folder / TABLE_FILE).write_bytes(data.getvalue())
+    digest = hashlib.sha256(data.getvalue()).hexdigest()
+    document = {"format": FORMAT, **asdict(record), "sha256": digest, **details}
+    (folder / RECORD_FILE).write_text(json.dumps(document, indent=2) + "\n")
+
+
+def load_importance(address: str, storage: Storage) -> tuple[np.ndarray, ImportanceRecord, str]:
+    """Read a bundle.
+
+    Returns:
+        the AIS ``(C,)`` float64, what it belongs to, and the SHA-256 of its table.
+
+    Raises:
+        ImportanceError: there is none, or it is damaged.
+    """
+    folder = storage.open(address)
+    try:
+        document = json.loads((folder / RECORD_FILE).read_bytes())
+        data = (folder / TABLE_FILE).read_bytes()
+        record = ImportanceRecord(**{name: document[name] for name in ImportanceRecord.__dataclass_fields__})
+        digest = hashlib.sha256(data).hexdigest()
+        if document["format"] != FORMAT or document["sha256"] != digest:
+            raise ImportanceError(f"{address!r} is of another format, or {TABLE_FILE} is not the one of its record")
+        table = pq.read_table(io.BytesIO(data), columns=["map", "ais"])
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ImportanceError(f"{address!r} is not an importance bundle; jobs/importance.py writes one") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ImportanceError(f"{address!r} is not a usable importance bundle: {error}") from error
+    ais = table["ais"].to_numpy()
+    if not np.array_equal(table["map"].to_numpy(), np.arange(len(ais))) or not np.isfinite(ais).all():
+        raise ImportanceError(f"{TABLE_FILE} in {address!r} must have the maps 0 to C - 1 in order, and finite values")
+    return ais, record, digest

@@ -1,0 +1,1 @@
+"""The batch job on Ray Data: fetch and decode, score and explain, render, write."""

@@ -1,0 +1,167 @@
+"""First stage: address → pixels. An image that cannot be used becomes a row with its reason, never an exception."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+
+from ais.config import PngSelection
+from ais.errors import ImageError
+from ais.images import DecodeReason, Geometry, Limits, decode_image
+from ais.pipeline.columns import pack
+from ais.pipeline.columns import replace as replace_columns
+from ais.render import fit_within
+from ais.storage import Storage
+
+_TRIES = 4
+_FIRST_WAIT_S = 0.2
+_ERROR_LENGTH = 500
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What became of one address; ``pixels`` is ``None`` where ``stage`` names the stage that failed."""
+
+    width: int = 0
+    height: int = 0
+    box: np.ndarray | None = None
+    pixels: np.ndarray | None = None
+    picture: np.ndarray | None = None
+    stage: str = ""
+    reason: str = ""
+    error: str = ""
+    fetch_s: float = 0.0
+    decode_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Which images carry a copy for display along, and how large.
+
+    Args:
+        selection: of ``png.select``; ``top`` and ``bottom`` are known only when all scores are, and carry none.
+        max_side: longest side in pixels.
+    """
+
+    selection: PngSelection
+    max_side: int
+
+    def wanted(self, image_id: int) -> bool:
+        """Whether this image gets a picture in the stream; the same images on every start of a run."""
+        if self.selection.kind == "sample":
+            assert self.selection.share is not None
+            return _uniform(image_id) < self.selection.share
+        return self.selection.kind == "all"
+
+
+def _uniform(image_id: int) -> float:
+    """A number in [0, 1) that looks random and depends on the id alone (the finaliser of SplitMix64)."""
+    mask = 2**64 - 1
+    x = (image_id + 0x9E3779B97F4A7C15) & mask
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
+    return (x ^ (x >> 31)) / 2**64
+
+
+class FetchDecode:
+    """Callable stage, held by an actor: table with ``image_id, uri, size`` → the same with pixels.
+
+    Args:
+        geometry: brings an image to the backbone's input.
+        limits: on bytes and pixels.
+        storage: how to reach the addresses.
+        threads: images read at once.
+        pictures: display copies to carry along, if any.
+    """
+
+    def __init__(
+        self, geometry: Geometry, limits: Limits, storage: Storage, threads: int, pictures: Pictures | None = None
+    ) -> None:
+        self._geometry = geometry
+        self._limits = limits
+        self._storage = storage
+        self._pictures = pictures
+        self._pool = ThreadPoolExecutor(threads)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Fetch and decode a batch; every row comes back."""
+        ids, uris, sizes = (batch[name].to_pylist() for name in ("image_id", "uri", "size"))
+        rows = list(self._pool.map(self._one, ids, uris, sizes))
+        side = self._geometry.input_size
+        pixels = np.zeros((len(rows), side, side, 3), np.uint8)
+        boxes = np.zeros((len(rows), 4), np.float32)
+        for index, row in enumerate(rows):
+            if row.pixels is not None:
+                pixels[index], boxes[index] = row.pixels, row.box
+        pictures = [None if row.picture is None else row.picture.tobytes() for row in rows]
+        shapes = [(0, 0) if row.picture is None else row.picture.shape[:2] for row in rows]
+        return replace_columns(
+            batch,
+            ["size"],
+            width=pa.array([row.width for row in rows], pa.int32()),
+            height=pa.array([row.height for row in rows], pa.int32()),
+            box=pack(boxes),
+            pixels=pack(pixels),
+            picture=pa.array(pictures, pa.large_binary()),
+            picture_height=pa.array([height for height, _ in shapes], pa.int32()),
+            picture_width=pa.array([width for _, width in shapes], pa.int32()),
+            stage=pa.array([row.stage for row in rows], pa.string()),
+            reason=pa.array([row.reason for row in rows], pa.string()),
+            error=pa.array([row.error for row in rows], pa.string()),
+            fetch_s=pa.array([row.fetch_s for row in rows], pa.float32()),
+            decode_s=pa.array([row.decode_s for row in rows], pa.float32()),
+        )
+
+    def _one(self, image_id: int, uri: str, size: int | None) -> Fetched:
+        started = time.perf_counter()
+        fetched = started
+        try:
+            data = read_image(uri, size, self._limits, self._storage)
+            fetched = time.perf_counter()
+            image = decode_image(data, self._limits)
+            pixels, box = self._geometry.apply(image)
+            result = Fetched(width=image.shape[1], height=image.shape[0], box=box, pixels=pixels)
+            if self._pictures is not None and self._pictures.wanted(image_id):
+                result = replace(result, picture=fit_within(image, self._pictures.max_side))
+        except ImageError as error:
+            result = Fetched(stage=error.stage, reason=error.reason, error=str(error)[:_ERROR_LENGTH])
+        except MemoryError:
+            result = Fetched(stage="decode", reason="out of memory", error="not enough memory to decode the image")
+        if result.stage == "fetch":
+            fetched = time.perf_counter()
+        return replace(result, fetch_s=fetched - started, decode_s=time.perf_counter() - fetched)
+
+
+def read_image(uri: str, size: int | None, limits: Limits, storage: Storage) -> bytes:
+    """Read the bytes of one image, at most one more than the limit.
+
+    Passing faults (throttling, resets, timeouts) are tried again with growing waits; what will not change is not.
+
+    Raises:
+        ImageError: with stage ``"fetch"`` and a reason, or ``"decode"`` where it is larger than the limit.
+    """
+    if size is not None and size > limits.max_bytes:
+        raise ImageError("decode", DecodeReason.TOO_MANY_BYTES, f"{size:,} bytes, the limit is {limits.max_bytes:,}")
+    for attempt in range(_TRIES):
+        try:
+            place = storage.open(uri)
+            if place.local and not stat.S_ISREG(os.stat(place.path).st_mode):
+                raise ImageError("fetch", "not a file", "a folder or a special file")
+            return place.read_bytes(limits.max_bytes)
+        except FileNotFoundError as error:
+            raise ImageError("fetch", "not found", str(error)) from error
+        except PermissionError as error:
+            raise ImageError("fetch", "permission denied", str(error)) from error
+        except ImageError:
+            raise
+        except Exception as error:  # every filesystem raises its own kinds
+            if attempt == _TRIES - 1:
+                raise ImageError("fetch", "unreadable", f"{type(error).__name__}: {error}") from error
+            time.sleep(_FIRST_WAIT_S * 2**attempt)
+    raise AssertionError("the last attempt returns or raises")

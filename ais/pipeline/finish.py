@@ -1,0 +1,97 @@
+"""The end of a run: is every image accounted for, and what a person wants to know about it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from ais.errors import RunError
+from ais.pipeline.heatmaps import Work
+from ais.pipeline.prepare import Prepared
+
+
+def finish(prepared: Prepared, record: dict[str, Any], work: Work, wall_s: float) -> int:
+    """Account for every image, write ``summary.json`` and print it; return the exit code.
+
+    Args:
+        prepared: the job.
+        record: ``run.json``.
+        work: what this start did.
+        wall_s: seconds since the start of the job.
+
+    Raises:
+        RunError: an image is missing or there twice; the run is then not complete.
+    """
+    run = prepared.run
+    accounting = run.account(record["images"])
+    if not accounting.whole:
+        raise RunError(
+            f"{run.folder.address}: of {accounting.listed:,} listed images {accounting.missing:,} are in neither results "
+            f"nor errors and {accounting.repeated:,} are there more than once; start the same command again"
+        )
+    summary = {
+        **prepared.facts(),
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "images": accounting.listed,
+        "scored": accounting.scored,
+        "failed": accounting.failed,
+        "errors": accounting.reasons,
+        "ignored_files": record["ignored"],
+        "pictures_not_rendered": work.pictures_failed,
+        # Of the last start only: a run may have been continued.
+        "last_start": {
+            "images": work.images,
+            "wall_s": round(wall_s, 2),
+            "pipeline_s": round(work.pipeline_s, 2),
+            "images_per_s": round(work.images / work.pipeline_s, 2) if work.images else None,
+            "stage_s": {stage: round(seconds, 2) for stage, seconds in work.stage_s.items()},
+        },
+        "results": run.results.address,
+        "pictures": run.png.address,
+        "error_rows": run.errors.address,
+    }
+    run.finish(summary)
+    _print(summary)
+    return _exit_code(prepared, summary)
+
+
+def report_complete(prepared: Prepared, summary: dict[str, Any]) -> int:
+    """Say that there is nothing to do; return the exit code."""
+    print(
+        f"complete    finished {summary['finished_at']}; nothing to do (another run_id or output makes a new run, with "
+        "a new listing)"
+    )
+    _print(summary)
+    return _exit_code(prepared, summary)
+
+
+def _print(summary: dict[str, Any]) -> None:
+    start = summary["last_start"]
+    print(f"scored      {summary['scored']:,} of {summary['images']:,} images", end="")
+    print(f" at {start['images_per_s']:,} a second ({start['wall_s']:,} s in all)" if start["images"] else "")
+    if summary["failed"]:
+        print(f"errors      {summary['failed']:,}, see {summary['error_rows']}")
+        for reason, count in summary["errors"].items():
+            print(f"            {count:>7,}  {reason}")
+    if summary["pictures_not_rendered"]:
+        print(f"pictures    {summary['pictures_not_rendered']:,} images could not be read again to be rendered")
+    if start["stage_s"]:
+        print("seconds     " + ", ".join(f"{stage} {seconds:,}" for stage, seconds in start["stage_s"].items()))
+    height, width = summary["layer"]["map_shape"][1:]
+    print(f"heatmaps    {height}×{width}: one cell covers 1/{width} of the width of what the model saw")
+    if summary["untrained"]:
+        print("            the backbone is UNTRAINED: its weights are random")
+    print(f"results     {summary['results']}")
+    print(f"pictures    {summary['pictures']}", flush=True)
+
+
+def _exit_code(prepared: Prepared, summary: dict[str, Any]) -> int:
+    share = summary["failed"] / summary["images"]
+    if share <= prepared.config.max_error_share:
+        return 0
+    print(
+        f"failed      {share:.1%} of the images could not be used, more than max_error_share="
+        f"{prepared.config.max_error_share:g}; everything good is kept",
+        flush=True,
+    )
+    return 1

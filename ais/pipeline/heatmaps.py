@@ -1,0 +1,236 @@
+"""The heatmaps run on Ray Data: manifest → fetch and decode → score and explain → render → one sink."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray
+from ray.data import ActorPoolStrategy, DataContext, Dataset
+
+from ais.config import ComputeConfig, PngConfig, PngSelection
+from ais.errors import RunError
+from ais.heatmaps import Weighting
+from ais.images import Geometry, Limits
+from ais.pipeline.cluster import Pools, cluster_pools
+from ais.pipeline.columns import pack, replace
+from ais.pipeline.explain import BackboneSource, Explain
+from ais.pipeline.fetch import FetchDecode, Pictures
+from ais.pipeline.manifest import manifest_rows
+from ais.pipeline.progress import Progress
+from ais.pipeline.render import Render
+from ais.pipeline.sink import PngSink, RunSink
+from ais.runs import Run
+from ais.storage import Storage
+
+_BATCHES_IN_FLIGHT = 3
+_PNGS_PER_SHARD = 512
+
+
+@dataclass(frozen=True)
+class HeatmapPlan:
+    """Everything the stages need to know; plain data.
+
+    Args:
+        source: of the backbone.
+        head: address of the head bundle.
+        importance: ``(C,)`` AIS for all images, or ``None`` for each image's own.
+        weighting: of the maps.
+        geometry: brings images to the backbone's input.
+        heatmap_shape: ``(h, w)``.
+        limits: on one image.
+        png: which pictures.
+        compute: where and how.
+        storage: how to reach addresses.
+        shard_rows: images in one shard.
+        metadata: text carried by every shard and picture.
+    """
+
+    source: BackboneSource
+    head: str
+    importance: np.ndarray | None
+    weighting: Weighting
+    geometry: Geometry
+    heatmap_shape: tuple[int, int]
+    limits: Limits
+    png: PngConfig
+    compute: ComputeConfig
+    storage: Storage
+    shard_rows: int
+    metadata: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one start of a run did.
+
+    Args:
+        images: worked on, errors included.
+        pipeline_s: seconds from the first stage's start to the last shard.
+        stage_s: seconds spent in each stage, summed over images and workers.
+        pictures_failed: images chosen for a picture that could not be read again.
+    """
+
+    images: int
+    pipeline_s: float
+    stage_s: dict[str, float]
+    pictures_failed: int = 0
+
+
+def run_heatmaps(run: Run, plan: HeatmapPlan, listed: int) -> Work:
+    """Work on every image of the manifest that is in neither results nor errors yet, then on the pictures.
+
+    Args:
+        run: set out already.
+        plan: see there.
+        listed: images of the manifest.
+
+    Raises:
+        RunError: the pipeline stopped; what was written stays, and the same command continues.
+    """
+    started = time.monotonic()
+    run.remove_orphans()
+    done = run.done(listed)
+    seconds = {} if done.all() else _score_and_explain(run, plan, done)
+    pictures_failed = render_selected(run, plan) if plan.png.selection.kind in ("top", "bottom") else 0
+    return Work(int((~done).sum()), time.monotonic() - started, seconds, pictures_failed)
+
+
+def _score_and_explain(run: Run, plan: HeatmapPlan, done: np.ndarray) -> dict[str, float]:
+    quiet_ray_data()
+    pools = cluster_pools(plan.compute)
+    with Progress("images", int((~done).sum())) as progress:
+        rows = manifest_rows(run.manifest, done, pools.batch, pools.task_cpus)
+        rows = fetched(rows, plan.geometry, plan.limits, plan.storage, plan.compute, pools, _pictures(plan))
+        rows = rows.map_batches(
+            Explain,
+            batch_format="pyarrow",
+            batch_size=pools.batch,
+            compute=ActorPoolStrategy(size=pools.scoring_actors, max_tasks_in_flight_per_actor=_BATCHES_IN_FLIGHT),
+            num_cpus=pools.scoring_cpus,
+            num_gpus=pools.scoring_gpus,
+            fn_constructor_kwargs={
+                "source": plan.source,
+                "head": plan.head,
+                "importance": plan.importance,
+                "weighting": plan.weighting,
+                "preprocessing": plan.geometry.mode,
+                "device": plan.compute.device,
+                "threads": pools.scoring_threads,
+                "chunk": plan.compute.chunk,
+                "precision": plan.compute.precision,
+                "progress": progress.counter,
+            },
+        )
+        if plan.png.selection.kind in ("all", "sample"):
+            rows = _rendered(rows, plan, pools)
+        sink = RunSink(run, plan.heatmap_shape, plan.metadata, plan.shard_rows)
+        try:
+            rows.write_datasink(sink, ray_remote_args={"num_cpus": pools.task_cpus})
+        except ray.exceptions.RayError as error:
+            raise _stopped(error) from error
+    return dict(sink.totals)
+
+
+def _pictures(plan: HeatmapPlan) -> Pictures | None:
+    selection = plan.png.selection
+    return Pictures(selection, plan.png.max_side) if selection.kind in ("all", "sample") else None
+
+
+def _rendered(rows: Dataset, plan: HeatmapPlan, pools: Pools) -> Dataset:
+    render = Render(plan.heatmap_shape, plan.weighting, plan.png.kind, plan.metadata)
+    return rows.map_batches(render, batch_format="pyarrow", batch_size=None, num_cpus=pools.task_cpus)
+
+
+def _stopped(error: ray.exceptions.RayError) -> RunError:
+    """Say in one line what a worker died of; the whole trace stays in Ray's logs and in ``__cause__``."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    cause = lines[-1] if lines else type(error).__name__
+    return RunError(f"the run stopped: {cause}; what is written stays, and the same command continues")
+
+
+def render_selected(run: Run, plan: HeatmapPlan) -> int:
+    """Render the pictures of ``png.select=top:N`` or ``bottom:N``, which are known only when all scores are.
+
+    Their shards are ``png/top-*.tar`` or ``png/bottom-*.tar``; those of an interrupted attempt are replaced.
+
+    Returns:
+        how many of them could not be read again.
+    """
+    kind, count = plan.png.selection.kind, plan.png.selection.count
+    assert count is not None
+    for leftover in run.png.files(f"{kind}-*.tar"):
+        leftover.remove()
+    chosen = _extreme(run, count, largest=kind == "top")
+    if chosen.num_rows == 0:
+        return 0
+    heatmaps = np.concatenate([chunk.to_numpy_ndarray() for chunk in chosen["heatmap"].chunks])
+    table = replace(chosen.select(["image_id", "uri", "score"]), [], heatmap=pack(heatmaps))
+    table = replace(table, [], size=pa.nulls(table.num_rows, pa.int64()))
+    quiet_ray_data()
+    pools = cluster_pools(plan.compute)
+    pictures = Pictures(PngSelection("all"), plan.png.max_side)
+    rows = fetched(ray.data.from_arrow(table), plan.geometry, plan.limits, plan.storage, plan.compute, pools, pictures)
+    sink = PngSink(run, kind, _PNGS_PER_SHARD)
+    try:
+        _rendered(rows, plan, pools).write_datasink(sink, ray_remote_args={"num_cpus": pools.task_cpus})
+    except ray.exceptions.RayError as error:
+        raise _stopped(error) from error
+    return sink.failed
+
+
+def _extreme(run: Run, count: int, *, largest: bool) -> pa.Table:
+    """The rows of results with the largest or smallest scores, best first; ties go to the lower id."""
+    order: list[tuple[str, Literal["ascending", "descending"]]] = [
+        ("score", "descending" if largest else "ascending"),
+        ("image_id", "ascending"),
+    ]
+    best: pa.Table | None = None
+    for shard in run.results.files("*.parquet"):
+        table = pq.read_table(pa.BufferReader(shard.read_bytes()), columns=["image_id", "uri", "score", "heatmap"])
+        table = table if best is None else pa.concat_tables([best, table])
+        # Arrow cannot take rows of tensor columns everywhere; indices and slices of the sorted order work.
+        best = table.take(pc.sort_indices(table.drop_columns("heatmap"), sort_keys=order)[:count])
+    if best is None:
+        raise RunError("the run has no results to choose pictures from")
+    return best
+
+
+def fetched(
+    rows: Dataset,
+    geometry: Geometry,
+    limits: Limits,
+    storage: Storage,
+    compute: ComputeConfig,
+    pools: Pools,
+    pictures: Pictures | None = None,
+) -> Dataset:
+    """Add the stage that fetches and decodes."""
+    return rows.map_batches(
+        FetchDecode,
+        batch_format="pyarrow",
+        batch_size=pools.batch,
+        zero_copy_batch=True,
+        compute=ActorPoolStrategy(size=pools.fetch_actors),
+        num_cpus=pools.fetch_cpus,
+        fn_constructor_kwargs={
+            "geometry": geometry,
+            "limits": limits,
+            "storage": storage,
+            "threads": compute.fetch_threads,
+            "pictures": pictures,
+        },
+    )
+
+
+def quiet_ray_data() -> None:
+    """Leave the terminal to our own progress line, and never drop a block to go on."""
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.max_errored_blocks = 0

@@ -1,0 +1,243 @@
+"""From a configuration to a checked plan: everything that can be refused is refused here, before any work."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from ais.backbones import (
+    BackboneSpec,
+    LayerInfo,
+    Weights,
+    get_spec,
+    inspect_layer,
+    preprocessing_fingerprint,
+    resolve_weights,
+)
+from ais.config import BackboneConfig, BackboneOverrides, HeatmapsConfig, StorageConfig, to_yaml
+from ais.errors import BackboneError, ConfigError
+from ais.explainer import geometry_of
+from ais.heads import check_record, read_record
+from ais.images import Limits
+from ais.importance import ImportanceRecord, load_importance
+from ais.pipeline.explain import BackboneSource
+from ais.pipeline.heatmaps import HeatmapPlan
+from ais.runs import Run, list_images
+from ais.storage import Storage, absolute
+
+_PACKAGES = ("ais", "torch", "torchvision", "ray", "pyarrow", "pillow", "numpy", "fsspec", "s3fs")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A heatmaps job that can start.
+
+    Args:
+        config: with every default resolved and local paths absolute.
+        plan: for the stages.
+        run: the run folder, which may exist already.
+        identity: what makes this run this run; a change of any of it is another run.
+        layer: that is ablated.
+        weights: of the backbone.
+    """
+
+    config: HeatmapsConfig
+    plan: HeatmapPlan
+    run: Run
+    identity: dict[str, Any]
+    layer: LayerInfo
+    weights: Weights
+
+    def describe(self) -> str:
+        """Say in a few lines what would be done."""
+        channels, height, width = self.layer.map_shape
+        trained = f"UNTRAINED, random with seed {self.weights.seed}" if self.weights.untrained else self.weights.source
+        importance = self.config.importance or "each image's own, by exact ablation"
+        return "\n".join(
+            (
+                f"images      {self.config.images}",
+                f"backbone    {self.plan.source.spec.name} ({trained})",
+                f"layer       {self.layer.name}: {channels} maps of {height}×{width}, {self.layer.tail} tail",
+                f"head        {self.config.head}",
+                f"importance  {importance}; {self.config.weighting} weights",
+                f"pictures    {self.config.png.select}, {self.config.png.kind}",
+                f"run         {self.run.folder.address}",
+            )
+        )
+
+    def check_existing(self) -> dict[str, Any] | None:
+        """Return ``run.json`` if this run was set out before.
+
+        Raises:
+            ConfigError: a run of this name was made of something else.
+        """
+        record = self.run.record()
+        if record is None:
+            return None
+        changed = [key for key in self.identity if record["identity"].get(key) != self.identity[key]]
+        if changed:
+            differences = "\n".join(
+                f"  {key}: {record['identity'].get(key)!r} there, {self.identity[key]!r} now" for key in changed
+            )
+            raise ConfigError(
+                f"run_id: {self.run.run_id!r} exists and was made of something else:\n{differences}\n"
+                "  give another run_id, or none to have one derived"
+            )
+        return record
+
+    def facts(self) -> dict[str, Any]:
+        """Identity, fingerprints and versions, for ``run.json`` and ``summary.json``."""
+        return {
+            "run_id": self.run.run_id,
+            "identity": self.identity,
+            "backbone": self.plan.source.spec.name,
+            "layer": {"name": self.layer.name, "map_shape": list(self.layer.map_shape)},
+            "weights": self.weights.as_dict(),
+            "untrained": self.weights.untrained,
+            "versions": versions(),
+        }
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that may change a number."""
+    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+
+
+def storage_of(config: StorageConfig) -> Storage:
+    """The storage options as plain data for workers."""
+    return Storage(**config.model_dump())
+
+
+def prepare_heatmaps(config: HeatmapsConfig, spec: BackboneSpec | None = None) -> Prepared:
+    """Check everything that a heatmaps run needs, without listing or reading an image.
+
+    Args:
+        config: as configured.
+        spec: a backbone's record to use instead of the registry's.
+
+    Raises:
+        AisError: of the kind that fits: the head cannot be read, the backbone, weights or preprocessing are not those
+            that it was trained with, the layer does not exist, the importance belongs elsewhere, or a run of this
+            name was made of something else.
+    """
+    storage = storage_of(config.storage)
+    config = config.model_copy(
+        update={key: absolute(getattr(config, key)) for key in ("images", "output", "head")}
+        | ({"importance": absolute(config.importance)} if config.importance else {})
+    )
+    record, _ = read_record(config.head, storage)
+    backbone = resolve_backbone(config.backbone, record.backbone, record.weights, record.seed)
+    mode = config.preprocessing.mode or record.preprocessing
+    spec = spec or get_spec(backbone.name)
+    layer = inspect_layer(spec, backbone.layer)
+    if layer is None:
+        raise BackboneError(f"backbone.name: {spec.name} gives no heatmaps: {spec.refuses_heatmaps}")
+    weights, _ = resolve_weights(spec, backbone.weights, backbone.seed, backbone.sha256, storage)
+    check_record(record, spec.name, weights.fingerprint, mode)
+    importance, importance_digest = None, None
+    if config.importance:
+        importance, made, importance_digest = load_importance(config.importance, storage)
+        made.check_belongs(
+            ImportanceRecord(made.objective, spec.name, weights.fingerprint, layer.name, mode, record.sha256)
+        )
+    config = config.model_copy(
+        update={
+            "backbone": BackboneOverrides(**{**backbone.model_dump(), "layer": layer.name}),
+            "preprocessing": config.preprocessing.model_copy(update={"mode": mode}),
+        }
+    )
+    identity = {
+        "images": config.images,
+        "backbone": spec.name,
+        "weights": weights.fingerprint,
+        "layer": layer.name,
+        "preprocessing": preprocessing_fingerprint(spec, mode),
+        "head": record.sha256,
+        "importance": importance_digest,
+        "weighting": config.weighting,
+        "precision": config.compute.precision,
+        "limits": config.limits.model_dump(),
+        "png": config.png.model_dump(),
+    }
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    run = Run.at(config.output, config.run_id or f"{spec.name}-{digest[:12]}", storage)
+    source = BackboneSource(
+        spec, layer.name, backbone.weights, backbone.seed, backbone.sha256, weights.fingerprint, storage
+    )
+    plan = HeatmapPlan(
+        source=source,
+        head=config.head,
+        importance=None if importance is None else importance.astype(np.float32),
+        weighting=config.weighting,
+        geometry=geometry_of(spec, mode),
+        heatmap_shape=(layer.map_shape[1], layer.map_shape[2]),
+        limits=Limits(**config.limits.model_dump()),
+        png=config.png,
+        compute=config.compute,
+        storage=storage,
+        shard_rows=config.shard_rows,
+        metadata=_metadata(run, spec, layer, weights, record.sha256, config.weighting),
+    )
+    return Prepared(config, plan, run, identity, layer, weights)
+
+
+def resolve_backbone(
+    given: BackboneOverrides, name: str, weights: str, seed: int | None
+) -> BackboneConfig:
+    """Fill in what the configuration leaves to the head: its backbone and weights."""
+    chosen = given.weights or weights
+    return BackboneConfig(
+        name=given.name or name,
+        layer=given.layer,
+        weights=chosen,
+        seed=given.seed if given.seed is not None or given.weights else seed,
+        sha256=given.sha256,
+    )
+
+
+def _metadata(
+    run: Run, spec: BackboneSpec, layer: LayerInfo, weights: Weights, head: str, weighting: str
+) -> dict[str, str]:
+    metadata = {
+        "ais.run_id": run.run_id,
+        "ais.backbone": spec.name,
+        "ais.layer": layer.name,
+        "ais.weights": weights.source,
+        "ais.weights_fingerprint": weights.fingerprint,
+        "ais.head": head,
+        "ais.weighting": weighting,
+        "ais.version": version("ais"),
+    }
+    if weights.untrained:
+        metadata["ais.untrained"] = f"the backbone has random weights, seed {weights.seed}"
+    return metadata
+
+
+def set_out(prepared: Prepared) -> dict[str, Any]:
+    """List the images and write the manifest, unless that was done before; return ``run.json``.
+
+    Raises:
+        ConfigError: a run of this name was made of something else.
+        AisError: there are no images, or they cannot be listed.
+    """
+    run, storage = prepared.run, prepared.plan.storage
+    record = prepared.check_existing()
+    if record is None:
+        listing = list_images(prepared.config.images, storage)
+        facts = {**prepared.facts(), "ignored": listing.ignored}
+        run.set_out(listing, to_yaml(prepared.config), facts)
+        record = prepared.check_existing()
+        assert record is not None
+    listed = f"{record['images']:,} images, listed {record['listed_at']}"
+    ignored = sum(record["ignored"].values())
+    if ignored:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(record["ignored"].items()))
+        listed += f"; {ignored:,} other files left out ({kinds})"
+    print(f"manifest    {listed}", flush=True)
+    return record

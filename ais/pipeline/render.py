@@ -1,0 +1,58 @@
+"""Third stage: heatmap and picture → PNG bytes."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pyarrow as pa
+
+from ais.heatmaps import Weighting, normalise_for_display, place_on_image
+from ais.pipeline.columns import replace, unpack
+from ais.render import both_png, heatmap_png, overlay_png
+
+
+class Render:
+    """Callable stage: table with ``picture`` and ``heatmap`` → ``png`` bytes (null where there is no picture).
+
+    Args:
+        heatmap_shape: ``(h, w)``.
+        weighting: decides the colour map.
+        kind: ``"overlay"``, ``"heatmap"`` or ``"both"``.
+        metadata: text put into every PNG.
+    """
+
+    def __init__(
+        self, heatmap_shape: tuple[int, int], weighting: Weighting, kind: str, metadata: dict[str, str]
+    ) -> None:
+        self._shape = heatmap_shape
+        self._weighting: Weighting = weighting
+        self._kind = kind
+        self._metadata = metadata
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Render every row that has a picture and no error."""
+        heatmaps = unpack(batch["heatmap"], self._shape, np.float32)
+        boxes = unpack(batch["box"], (4,), np.float32)
+        pngs: list[bytes | None] = []
+        seconds = np.zeros(batch.num_rows, np.float32)
+        columns = ("stage", "picture", "picture_height", "picture_width", "width", "height", "score", "uri")
+        for index, row in enumerate(batch.select(columns).to_pylist()):
+            started = time.perf_counter()
+            png = None
+            if row["picture"] is not None and not row["stage"]:
+                shown = (row["picture_height"], row["picture_width"])
+                picture = np.frombuffer(row["picture"], np.uint8).reshape(*shown, 3)
+                placed = place_on_image(heatmaps[index], boxes[index], (row["height"], row["width"]), shown)
+                metadata = {**self._metadata, "score": f"{row['score']:.6g}", "image": row["uri"]}
+                png = self._draw(picture, normalise_for_display(placed, self._weighting), metadata)
+            pngs.append(png)
+            seconds[index] = time.perf_counter() - started
+        drop = ["picture", "picture_height", "picture_width"]
+        return replace(batch, drop, png=pa.array(pngs, pa.large_binary()), render_s=pa.array(seconds))
+
+    def _draw(self, picture: np.ndarray, heatmap: np.ndarray, metadata: dict[str, str]) -> bytes:
+        if self._kind == "heatmap":
+            return heatmap_png(heatmap, self._weighting, metadata)
+        draw = both_png if self._kind == "both" else overlay_png
+        return draw(picture, heatmap, self._weighting, metadata)

@@ -1,0 +1,139 @@
+"""The one sink: Parquet shard, PNG shard and error shard of a task, the results last."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from ray.data import Datasink
+from ray.data.block import Block, BlockAccessor
+from ray.data.datasource.datasink import WriteResult
+
+from ais.pipeline.columns import replace, unpack
+from ais.runs import ERRORS_SCHEMA, Run, results_schema, write_table
+
+TIMED = ("fetch_s", "decode_s", "explain_s", "render_s")
+
+
+class RunSink(Datasink[dict[str, float]]):
+    """Writes rows to a run folder so that a task killed anywhere leaves nothing that counts twice.
+
+    A shard is named after its write task, so a task that Ray runs again replaces what it wrote. Of each task the PNG
+    shard is written first, then the errors, then the results: an interrupted task leaves either rows of errors, which
+    stand for themselves, or a PNG shard without results, which the next start removes.
+
+    Args:
+        run: where to.
+        heatmap_shape: ``(h, w)``.
+        metadata: carried by every shard.
+        shard_rows: images in one shard.
+    """
+
+    def __init__(
+        self, run: Run, heatmap_shape: tuple[int, int], metadata: dict[str, str], shard_rows: int
+    ) -> None:
+        self._run = run
+        self._shape = heatmap_shape
+        self._metadata = metadata
+        self._shard_rows = shard_rows
+        self.totals: Counter[str] = Counter()
+
+    @property
+    def min_rows_per_write(self) -> int:
+        """Ray Data gathers this many rows for one task."""
+        return self._shard_rows
+
+    def write(self, blocks: Iterable[Block], ctx: Any) -> dict[str, float]:
+        """Write the shards of one task; runs on a worker."""
+        tables = [BlockAccessor.for_block(block).to_arrow() for block in blocks]
+        tables = [table for table in tables if table.num_rows]
+        if not tables:
+            return {}
+        table = pa.concat_tables(tables)
+        name = f"part-{ctx.kwargs['write_uuid'][:8]}-{ctx.task_idx:06d}"
+        failed = pc.not_equal(table["stage"], "")
+        good, bad = table.filter(pc.invert(failed)), table.filter(failed)
+        shard = write_pngs(self._run, name, good) if "png" in good.column_names else None
+        if bad.num_rows:
+            write_table(self._run.errors / f"{name}.parquet", bad.select(ERRORS_SCHEMA.names).cast(ERRORS_SCHEMA))
+        if good.num_rows:
+            write_table(self._run.results / f"{name}.parquet", self._results(good, shard))
+        return {column: float(pc.sum(table[column]).as_py()) for column in TIMED if column in table.column_names}
+
+    def _results(self, good: pa.Table, shard: str | None) -> pa.Table:
+        heatmaps = unpack(good["heatmap"], self._shape, np.float32)
+        boxes = unpack(good["box"], (4,), np.float32)
+        schema = results_schema(self._shape, self._metadata)
+        pngs: pa.Array | pa.ChunkedArray = pa.nulls(good.num_rows, pa.string())
+        if shard is not None:
+            pngs = pc.if_else(pc.is_valid(good["png"]), shard, None)
+        table = replace(
+            good,
+            [],
+            box=pa.FixedSizeListArray.from_arrays(pa.array(boxes.ravel()), 4),
+            heatmap=pa.FixedShapeTensorArray.from_numpy_ndarray(heatmaps),
+            png=pngs,
+        )
+        return pa.table([table[field.name].cast(field.type) for field in schema], schema=schema)
+
+    def on_write_complete(self, write_result: WriteResult[dict[str, float]]) -> None:
+        """Add up the seconds of the stages; runs on the driver."""
+        for part in write_result.write_returns:
+            self.totals.update(part)
+
+
+class PngSink(Datasink[tuple[int, int]]):
+    """Writes only pictures: ``png/<prefix>-<task>.tar``.
+
+    Args:
+        run: where to.
+        prefix: of the shards' names.
+        shard_rows: pictures in one shard.
+    """
+
+    def __init__(self, run: Run, prefix: str, shard_rows: int) -> None:
+        self._run = run
+        self._prefix = prefix
+        self._shard_rows = shard_rows
+        self.failed = 0
+
+    @property
+    def min_rows_per_write(self) -> int:
+        """Ray Data gathers this many rows for one task."""
+        return self._shard_rows
+
+    def write(self, blocks: Iterable[Block], ctx: Any) -> tuple[int, int]:
+        """Write the shard of one task; runs on a worker."""
+        tables = [BlockAccessor.for_block(block).to_arrow() for block in blocks]
+        table = pa.concat_tables([table for table in tables if table.num_rows])
+        write_pngs(self._run, f"{self._prefix}-{ctx.task_idx:06d}", table)
+        return table.num_rows, table["png"].null_count
+
+    def on_write_complete(self, write_result: WriteResult[tuple[int, int]]) -> None:
+        """Count what could not be rendered; runs on the driver."""
+        self.failed = sum(failed for _, failed in write_result.write_returns)
+
+
+def write_pngs(run: Run, name: str, table: pa.Table) -> str | None:
+    """Write the ``png`` bytes of a table as one tar, readable by WebDataset; members are ``<image_id>.png``.
+
+    Returns:
+        the shard's file name, or ``None`` if there was nothing to write.
+    """
+    rows = table.select(["image_id", "png"]).filter(pc.is_valid(table["png"]))
+    if rows.num_rows == 0:
+        return None
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for image_id, png in zip(rows["image_id"].to_pylist(), rows["png"].to_pylist(), strict=True):
+            member = tarfile.TarInfo(f"{image_id}.png")
+            member.size = len(png)
+            archive.addfile(member, io.BytesIO(png))
+    (run.png / f"{name}.tar").write_bytes(data.getvalue())
+    return f"{name}.tar"

@@ -1,0 +1,385 @@
+"""The run folder: what a run set out to do, what it has done, and whether that is all.
+
+Layout (DESIGN section 4), one folder under ``<output>/runs``::
+
+    config.yaml               the resolved configuration
+    run.json                  identity, fingerprints, versions; written after the manifest, so it says the manifest is whole
+    manifest/part-*.parquet   image_id, uri, size, etag, mtime
+    results/part-*.parquet    one row per scored image
+    png/part-*.tar            <image_id>.png
+    errors/part-*.parquet     one row per image that could not be used
+    summary.json              written last; its presence means complete
+
+The results and errors are the record of what is done; there is no second book that could disagree with them. A shard
+appears under its final name only when it is whole, and a results shard is the last file that its task writes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from ais.errors import RunError, StorageError
+from ais.storage import Folder, Storage
+
+IMAGE_SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .dib .tif .tiff .ppm .pgm .pbm .pnm .avif .mpo".split()
+)
+_LIST_SUFFIXES = (".csv", ".parquet")
+_MANIFEST_ROWS = 100_000
+_ROW_GROUP = 4096  # what a reader has to fetch to see a few rows
+
+MANIFEST_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.int64(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("size", pa.int64()),
+        pa.field("etag", pa.string()),
+        pa.field("mtime", pa.float64()),
+    ]
+)
+ERRORS_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.int64(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("etag", pa.string()),
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("error", pa.string(), nullable=False),
+    ]
+)
+
+
+def results_schema(heatmap_shape: tuple[int, int], metadata: dict[str, str] | None = None) -> pa.Schema:
+    """Schema of a results shard.
+
+    Args:
+        heatmap_shape: ``(h, w)`` of the heatmaps, at the layer's resolution.
+        metadata: what the results were made with, carried by every shard.
+    """
+    return pa.schema(
+        [
+            pa.field("image_id", pa.int64(), nullable=False),
+            pa.field("uri", pa.string(), nullable=False),
+            pa.field("etag", pa.string()),
+            pa.field("width", pa.int32(), nullable=False),
+            pa.field("height", pa.int32(), nullable=False),
+            pa.field("box", pa.list_(pa.float32(), 4), nullable=False),
+            pa.field("score", pa.float32(), nullable=False),
+            pa.field("score_std", pa.float32()),
+            pa.field("heatmap", pa.fixed_shape_tensor(pa.float32(), heatmap_shape), nullable=False),
+            pa.field("png", pa.string()),
+        ],
+        metadata=metadata,
+    )
+
+
+@dataclass(frozen=True)
+class ListedImage:
+    """One image as a listing found it.
+
+    Args:
+        uri: address; an absolute path for local files.
+        size: in bytes, if the listing says.
+        etag: of an object store, if the listing says.
+        mtime: seconds since 1970, if the listing says.
+    """
+
+    uri: str
+    size: int | None = None
+    etag: str | None = None
+    mtime: float | None = None
+
+    @property
+    def version(self) -> str:
+        """What tells one content at this address from another: the etag, or size and time of change."""
+        return self.etag or f"{self.size}-{self.mtime}"
+
+
+@dataclass
+class Listing:
+    """Images found at an address; iterate once. ``ignored`` then counts files left out, by suffix."""
+
+    images: Iterable[ListedImage]
+    ignored: Counter[str]
+
+    def __iter__(self) -> Iterator[ListedImage]:
+        return iter(self.images)
+
+
+def list_images(address: str, storage: Storage) -> Listing:
+    """List a folder (walked through), a glob, or the ``uri`` column of a CSV or Parquet file.
+
+    In a folder, files are images by their suffix, and other files are counted in ``ignored``; a glob or a list is
+    taken as it is. Relative addresses in a list start at the folder of the list.
+
+    Raises:
+        StorageError: nothing is there, or a list has no ``uri`` column.
+    """
+    place = storage.open(address)
+    ignored: Counter[str] = Counter()
+    try:
+        if address.lower().endswith(_LIST_SUFFIXES) and place.filesystem.isfile(place.path):
+            return Listing(_listed(place), ignored)
+        if place.filesystem.isdir(place.path):
+            return Listing(_walked(place, ignored), ignored)
+        if place.filesystem.isfile(place.path):
+            return Listing([_listed_image(place, place.filesystem.info(place.path))], ignored)
+        if any(character in address for character in "*?["):
+            return Listing(_globbed(place), ignored)
+    except (OSError, ValueError) as error:
+        raise StorageError(f"images {address!r} cannot be listed: {type(error).__name__}: {error}") from error
+    raise StorageError(f"images {address!r} does not exist: give a folder, a glob, or a CSV or Parquet list")
+
+
+def _listed_image(place: Folder, info: dict[str, Any]) -> ListedImage:
+    etag = info.get("ETag") or info.get("etag")
+    changed = info.get("LastModified") or info.get("mtime") or info.get("updated")
+    mtime = changed.timestamp() if isinstance(changed, datetime) else changed
+    return ListedImage(
+        uri=Folder(place.filesystem, str(info["name"])).address,
+        size=info.get("size"),
+        etag=str(etag).strip('"') if etag else None,
+        mtime=float(mtime) if isinstance(mtime, int | float) else None,
+    )
+
+
+def _walked(place: Folder, ignored: Counter[str]) -> Iterator[ListedImage]:
+    def refuse(error: OSError) -> None:
+        raise StorageError(f"{place.address!r} cannot be walked: {error}") from error
+
+    for _, folders, files in place.filesystem.walk(place.path, detail=True, on_error=refuse):
+        for name in sorted(folders):
+            if name.startswith("."):
+                del folders[name]
+        for name, info in sorted(files.items()):
+            suffix = PurePosixPath(name).suffix.lower()
+            if suffix in IMAGE_SUFFIXES and not name.startswith("."):
+                yield _listed_image(place, info)
+            elif name:
+                ignored[suffix or "(no suffix)"] += 1
+
+
+def _globbed(place: Folder) -> Iterator[ListedImage]:
+    found = place.filesystem.glob(place.path, detail=True)
+    for _, info in sorted(found.items()):
+        if info["type"] == "file":
+            yield _listed_image(place, info)
+
+
+def _listed(place: Folder) -> Iterator[ListedImage]:
+    data = pa.py_buffer(place.read_bytes())
+    try:
+        if place.path.lower().endswith(".csv"):
+            texts = pa.csv.ConvertOptions(column_types={"uri": pa.string(), "etag": pa.string()})
+            table = pa.csv.read_csv(pa.BufferReader(data), convert_options=texts)
+        else:
+            table = pq.read_table(pa.BufferReader(data))
+    except pa.ArrowInvalid as error:
+        raise StorageError(f"{place.address!r} cannot be read as a list of images: {error}") from error
+    if "uri" not in table.column_names:
+        raise StorageError(
+            f"{place.address!r} has no column 'uri' with the addresses of images; it has {', '.join(table.column_names)}"
+        )
+    optional = [name for name in ("size", "etag", "mtime") if name in table.column_names]
+    for batch in table.select(["uri", *optional]).to_batches():
+        for row in batch.to_pylist():
+            uri = row["uri"]
+            if not uri:
+                raise StorageError(f"{place.address!r} has a row with an empty 'uri'")
+            if not re.match("[a-zA-Z][a-zA-Z0-9+.-]*://", uri) and not posixpath.isabs(uri):
+                uri = Folder(place.filesystem, posixpath.join(posixpath.dirname(place.path), uri)).address
+            yield ListedImage(uri=uri, **{name: row[name] for name in optional})
+
+
+@dataclass(frozen=True)
+class Accounting:
+    """Whether every listed image is in results or in errors, exactly once.
+
+    Args:
+        listed: images of the manifest.
+        scored: rows of results.
+        failed: rows of errors.
+        missing: listed images that are in neither.
+        repeated: images that are there more than once.
+        reasons: rows of errors by ``stage: reason``.
+    """
+
+    listed: int
+    scored: int
+    failed: int
+    missing: int
+    repeated: int
+    reasons: dict[str, int]
+
+    @property
+    def whole(self) -> bool:
+        """Nothing is missing and nothing is there twice."""
+        return self.missing == 0 and self.repeated == 0 and self.scored + self.failed == self.listed
+
+    @property
+    def error_share(self) -> float:
+        """Share of the listed images that are in errors."""
+        return self.failed / self.listed if self.listed else 0.0
+
+
+class Run:
+    """One run folder.
+
+    Args:
+        folder: ``<output>/runs/<run_id>``.
+    """
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+        self.manifest = folder / "manifest"
+        self.results = folder / "results"
+        self.errors = folder / "errors"
+        self.png = folder / "png"
+
+    @classmethod
+    def at(cls, output: str, run_id: str, storage: Storage) -> Run:
+        """Return the run of this name under an output address; nothing is read or created."""
+        return cls(storage.open(output) / "runs" / run_id)
+
+    @property
+    def run_id(self) -> str:
+        """Its name."""
+        return posixpath.basename(self.folder.path)
+
+    def record(self) -> dict[str, Any] | None:
+        """Return ``run.json``, or ``None`` where no run was set out yet."""
+        return _read_json(self.folder / "run.json")
+
+    def summary(self) -> dict[str, Any] | None:
+        """Return ``summary.json``, or ``None`` where the run is not complete."""
+        return _read_json(self.folder / "summary.json")
+
+    def set_out(self, listing: Iterable[ListedImage], config_yaml: str, identity: dict[str, Any]) -> int:
+        """Write the manifest, the configuration and, last, ``run.json``.
+
+        Images get the ids 0, 1, 2, … in the order of the listing.
+
+        Returns:
+            how many images there are.
+
+        Raises:
+            RunError: the listing is empty.
+        """
+        for leftover in self.manifest.files():
+            leftover.remove()  # of a listing that was interrupted
+        count = 0
+        for part, images in enumerate(_chunks(listing, _MANIFEST_ROWS)):
+            columns = {
+                "image_id": pa.array(np.arange(count, count + len(images))),
+                "uri": [image.uri for image in images],
+                "size": [image.size for image in images],
+                "etag": [image.etag for image in images],
+                "mtime": [image.mtime for image in images],
+            }
+            write_table(self.manifest / f"part-{part:05d}.parquet", pa.table(columns, schema=MANIFEST_SCHEMA))
+            count += len(images)
+        if count == 0:
+            raise RunError("there are no images to work on")
+        (self.folder / "config.yaml").write_text(config_yaml)
+        document = {"images": count, "listed_at": datetime.now(UTC).isoformat(timespec="seconds"), **identity}
+        (self.folder / "run.json").write_text(json.dumps(document, indent=2) + "\n")
+        return count
+
+    def done(self, listed: int) -> np.ndarray:
+        """Return ``(listed,)`` bool: which ids are in results or in errors."""
+        done = np.zeros(listed, bool)
+        for place in (self.results, self.errors):
+            for shard in place.files("*.parquet"):
+                done[read_column(shard, "image_id")] = True
+        return done
+
+    def remove_orphans(self) -> int:
+        """Delete PNG shards whose results shard was never written (their task was killed); return how many.
+
+        Only for a run that nobody is writing.
+        """
+        whole = {_stem(shard) for shard in self.results.files("part-*.parquet")}
+        orphans = [shard for shard in self.png.files("part-*.tar") if _stem(shard) not in whole]
+        for shard in orphans:
+            shard.remove()
+        return len(orphans)
+
+    def account(self, listed: int) -> Accounting:
+        """Count every image of the manifest in results and errors."""
+        times = np.zeros(listed, np.int32)
+        reasons: Counter[str] = Counter()
+        scored = failed = 0
+        for shard in self.results.files("*.parquet"):
+            ids = read_column(shard, "image_id")
+            np.add.at(times, ids, 1)
+            scored += len(ids)
+        for shard in self.errors.files("*.parquet"):
+            table = pq.read_table(io.BytesIO(shard.read_bytes()), columns=["image_id", "stage", "reason"])
+            np.add.at(times, table["image_id"].to_numpy(), 1)
+            failed += table.num_rows
+            reasons.update(f"{row['stage']}: {row['reason']}" for row in table.to_pylist())
+        return Accounting(
+            listed, scored, failed, int((times == 0).sum()), int((times > 1).sum()), dict(reasons.most_common())
+        )
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Write ``summary.json``: the run is complete."""
+        (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+
+def write_table(place: Folder, table: pa.Table) -> None:
+    """Write one Parquet file, whole or not at all."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd", row_group_size=_ROW_GROUP)
+    place.write_bytes(sink.getvalue())
+
+
+def read_column(shard: Folder, name: str) -> np.ndarray:
+    """Read one column of a Parquet file without fetching the others.
+
+    Raises:
+        RunError: the file is not whole; nothing here writes such a file, so it was damaged later.
+    """
+    try:
+        with shard.filesystem.open(shard.path, "rb") as file:
+            return pq.read_table(file, columns=[name])[name].to_numpy()
+    except (pa.ArrowInvalid, KeyError) as error:
+        raise RunError(f"{shard.address!r} cannot be read: {error}; delete it and start the run again") from error
+
+
+def _read_json(place: Folder) -> dict[str, Any] | None:
+    try:
+        return json.loads(place.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise RunError(f"{place.address!r} is not JSON: {error}") from error
+
+
+def _stem(shard: Folder) -> str:
+    return posixpath.basename(shard.path).split(".", 1)[0]
+
+
+def _chunks(items: Iterable[ListedImage], size: int) -> Iterator[list[ListedImage]]:
+    chunk: list[ListedImage] = []
+    for item in items:
+        chunk.append(item)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk

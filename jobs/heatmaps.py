@@ -1,0 +1,41 @@
+"""Score every image of a collection and show where in the image the evidence lies.
+
+Reads images from a folder, a glob or a list; writes scores, heatmaps, pictures and errors into one run folder,
+OUTPUT/runs/RUN_ID. A run that was interrupted continues with the same command; a complete one does nothing.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+if __name__ == "__main__":  # so that a checkout works without being installed
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from ais.config import HeatmapsConfig, load_config, run_job, to_yaml
+
+
+def main(argv: list[str]) -> int:
+    """Parse, check, set out, run, account; return the exit code."""
+    loaded = load_config(HeatmapsConfig, argv, doc=__doc__ or "")
+    # After --help and configuration errors, which need not wait for torch and Ray.
+    from ais.pipeline.cluster import start_ray
+    from ais.pipeline.finish import finish, report_complete
+    from ais.pipeline.heatmaps import run_heatmaps
+    from ais.pipeline.prepare import prepare_heatmaps, set_out
+
+    started = time.monotonic()
+    prepared = prepare_heatmaps(loaded.config)
+    print(prepared.describe(), flush=True)
+    if loaded.dry_run:
+        print(to_yaml(prepared.config))
+        return 0
+    record = set_out(prepared)
+    if (summary := prepared.run.summary()) is not None:
+        return report_complete(prepared, summary)
+    start_ray()
+    work = run_heatmaps(prepared.run, prepared.plan, record["images"])
+    return finish(prepared, record, work, time.monotonic() - started)
+
+
+if __name__ == "__main__":
+    run_job(main)
