@@ -1,8 +1,8 @@
 """Scores and exact alignment-importance heatmaps for image collections.
 
-    from ais import Explainer, load_backbone, load_head
-    explainer = Explainer(load_backbone("resnet152"), load_head("runs/my-head"))
-    result = explainer(images)
+from ais import Explainer, load_backbone, load_head
+explainer = Explainer(load_backbone("resnet152"), load_head("runs/my-head"))
+result = explainer(images)
 """
 
 from importlib import import_module

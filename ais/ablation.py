@@ -205,9 +205,9 @@ def _share(mix: nn.Linear | nn.Conv2d, values: Tensor, columns: slice, count: in
     shares = torch.einsum(
         "bkpl,okp->bkol", patches.unflatten(1, (count, -1)), weight.flatten(2)
     )  # p: kernel taps, l: output pixels
-    height = (
-        values.shape[2] + 2 * int(mix.padding[0]) - mix.dilation[0] * (mix.kernel_size[0] - 1) - 1
-    ) // mix.stride[0] + 1
+    height = (values.shape[2] + 2 * int(mix.padding[0]) - mix.dilation[0] * (mix.kernel_size[0] - 1) - 1) // mix.stride[
+        0
+    ] + 1
     return shares.unflatten(3, (height, -1))
 
 

@@ -69,9 +69,7 @@ class StorageConfig(_Section):
     )
     profile: Text | None = Field(default=None, description="Named profile of the AWS credentials file.")
     anonymous: bool = Field(default=False, description="Read public buckets without credentials.")
-    requester_pays: bool = Field(
-        default=False, description="Accept the transfer costs of requester-pays buckets."
-    )
+    requester_pays: bool = Field(default=False, description="Accept the transfer costs of requester-pays buckets.")
     max_connections: Count = Field(default=64, description="Connections per process to the object store.")
 
     def _conflicts(self) -> Iterator[_Conflict]:
@@ -84,9 +82,7 @@ class StorageConfig(_Section):
 
 def _weights_conflicts(weights: str, seed: int | None, sha256: str | None) -> Iterator[_Conflict]:
     if weights == "random" and seed is None:
-        yield _Conflict(
-            ("seed", "weights"), "required with backbone.weights=random, for example backbone.seed=0"
-        )
+        yield _Conflict(("seed", "weights"), "required with backbone.weights=random, for example backbone.seed=0")
     if weights != "random" and seed is not None:
         yield _Conflict(
             ("seed", "weights"),
@@ -130,17 +126,14 @@ class BackboneOverrides(_Section):
 
     name: Text | None = Field(
         default=None,
-        description="Name in the registry: vgg16, vgg19, resnet152, densenet161, barlow_twins or"
-        " efficientnet_b3.",
+        description="Name in the registry: vgg16, vgg19, resnet152, densenet161, barlow_twins or efficientnet_b3.",
     )
     layer: Text | None = Field(default=None, description="Layer whose feature maps are explained.")
     weights: Text | None = Field(
         default=None,
         description='"published" (or "imagenet"), "random", or the address of a .pth or .safetensors file.',
     )
-    seed: Seed | None = Field(
-        default=None, description="Seed of random weights; required with weights=random."
-    )
+    seed: Seed | None = Field(default=None, description="Seed of random weights; required with weights=random.")
     sha256: Sha256 | None = Field(default=None, description="Expected SHA-256 digest of the weights file.")
 
     def _conflicts(self) -> Iterator[_Conflict]:
@@ -195,9 +188,7 @@ class ComputeConfig(_Section):
     fetch_actors: Count | None = Field(
         default=None, description="Actors that fetch and decode; null: as the cluster allows."
     )
-    fetch_threads: Count = Field(
-        default=16, description="Images that one fetch actor reads at the same time."
-    )
+    fetch_threads: Count = Field(default=16, description="Images that one fetch actor reads at the same time.")
 
 
 @dataclass(frozen=True)
@@ -239,8 +230,7 @@ class PngConfig(_Section):
 
     select: str = Field(
         default="all",
-        description="Images that get a picture: all, none, top:N or bottom:N (by score), sample:F (a share"
-        " of them).",
+        description="Images that get a picture: all, none, top:N or bottom:N (by score), sample:F (a share of them).",
     )
     kind: Literal["overlay", "heatmap", "both"] = Field(
         default="overlay", description="The heatmap on the image, alone, or both side by side."
@@ -267,9 +257,7 @@ class RatingsConfig(_Section):
     path: Text = Field(
         description="Address of the table of ratings, CSV or Parquet.", examples=["s3://bucket/ratings.csv"]
     )
-    image_column: Text = Field(
-        default="image", description="Column of image addresses, absolute or relative to root."
-    )
+    image_column: Text = Field(default="image", description="Column of image addresses, absolute or relative to root.")
     score_column: Text = Field(default="score", description="Column of ratings.")
     split_column: Text = Field(
         default="split", description="Column of train, validation or test; used if the table has it."
@@ -277,9 +265,7 @@ class RatingsConfig(_Section):
     root: Text | None = Field(
         default=None, description="Where relative image addresses start; null: the folder of the table."
     )
-    allow_outside_root: bool = Field(
-        default=False, description="Accept image addresses that lead out of root."
-    )
+    allow_outside_root: bool = Field(default=False, description="Accept image addresses that lead out of root.")
     duplicates: Literal["error", "mean"] = Field(
         default="error", description="Images rated more than once: refused, or their ratings averaged."
     )
@@ -331,9 +317,7 @@ class FitConfig(_Section):
         " mean and standard deviation.",
     )
     seed: Seed = Field(default=0, description="Seed of splits, initial weights and order.")
-    workers: Count | None = Field(
-        default=None, description="Training workers; null: one per GPU, or one on CPU."
-    )
+    workers: Count | None = Field(default=None, description="Training workers; null: one per GPU, or one on CPU.")
     max_failures: Annotated[int, Field(ge=0)] = Field(
         default=3, description="Lost workers after which training gives up."
     )
@@ -352,13 +336,9 @@ class PlantedConfig(_Section):
     """Images with known truth."""
 
     count: Annotated[int, Field(ge=50)] = Field(default=300, description="Number of images.")
-    size: Annotated[int, Field(ge=64)] = Field(
-        default=256, description="Shorter side of an image, in pixels."
-    )
+    size: Annotated[int, Field(ge=64)] = Field(default=256, description="Shorter side of an image, in pixels.")
     seed: Seed = Field(default=0, description="Seed of the images and ratings.")
-    second_share: Share = Field(
-        default=0.3, description="Share of images with a second object that lowers the rating."
-    )
+    second_share: Share = Field(default=0.3, description="Share of images with a second object that lowers the rating.")
 
 
 _MAX_ERROR_SHARE = "Share of images that may fail before the job as a whole fails; what is good is kept."
@@ -368,13 +348,10 @@ class HeatmapsConfig(_Section):
     """Scores and heatmaps of a collection."""
 
     images: Text = Field(
-        description="Folder (walked through), glob, or CSV or Parquet list with a uri column; any fsspec"
-        " address.",
+        description="Folder (walked through), glob, or CSV or Parquet list with a uri column; any fsspec address.",
         examples=["s3://bucket/images"],
     )
-    output: Text = Field(
-        description="Where the run folder goes: OUTPUT/runs/RUN_ID.", examples=["s3://bucket/output"]
-    )
+    output: Text = Field(description="Where the run folder goes: OUTPUT/runs/RUN_ID.", examples=["s3://bucket/output"])
     run_id: Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] | None = Field(
         default=None,
         description="Name of the run; the same name continues it. null: derived from the configuration.",
@@ -491,8 +468,7 @@ def parse_config(
         if key in sections:
             if setting.value not in (None, {}):
                 problems.append(
-                    f"{key}: a section, got {_show(setting.value)}; its keys are {_names(key, keys)}"
-                    f" ({setting.origin})"
+                    f"{key}: a section, got {_show(setting.value)}; its keys are {_names(key, keys)} ({setting.origin})"
                 )
         else:
             problems.append(f"{key}: unknown key; {_suggest_key(key, keys)} ({setting.origin})")
@@ -520,9 +496,7 @@ def _values(keys: Mapping[str, "_Key"], settings: Mapping[str, "_Setting"]) -> d
 
 def to_yaml(config: BaseModel) -> str:
     """The whole configuration as YAML; :func:`parse_config` makes an equal one of it."""
-    return yaml.dump(
-        config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000
-    )
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
 
 
 def config_fingerprint(config: BaseModel | Mapping[str, Any]) -> str:
@@ -769,9 +743,7 @@ def _suggest_key(unknown: str, keys: Mapping[str, _Key]) -> str:
     return f"the keys are {_names('', keys)} and those of the sections {', '.join(_sections(keys))}"
 
 
-def _describe(
-    error: ValidationError, keys: Mapping[str, _Key], settings: Mapping[str, _Setting]
-) -> Iterator[str]:
+def _describe(error: ValidationError, keys: Mapping[str, _Key], settings: Mapping[str, _Setting]) -> Iterator[str]:
     """One line per problem that the model found."""
     for detail in error.errors(include_url=False):
         name = ".".join(map(str, detail["loc"]))
@@ -838,7 +810,5 @@ def _help(model: type[BaseModel], doc: str) -> str:
             default = "REQUIRED" if key.is_required else _show(key.default)
             lines.append(f"  {name} ({key.expected}): {default}")
             indent = " " * 6
-            lines += textwrap.wrap(
-                key.description, _HELP_WIDTH, initial_indent=indent, subsequent_indent=indent
-            )
+            lines += textwrap.wrap(key.description, _HELP_WIDTH, initial_indent=indent, subsequent_indent=indent)
     return "\n".join(lines)

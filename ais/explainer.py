@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -134,10 +134,10 @@ class Explainer:
         if len(images) == 0:
             raise ValueError("explain needs at least one image")
         parts = [self.explain_pixels(pixels, boxes) for pixels, boxes in self._batches(images)]
-        joined = {
-            field.name: None if getattr(parts[0], field.name) is None else torch.cat([getattr(p, field.name) for p in parts])
-            for field in fields(Explanation)
-        }
+        joined: dict[str, Any] = {}
+        for field in fields(Explanation):
+            values = [getattr(part, field.name) for part in parts]
+            joined[field.name] = None if values[0] is None else torch.cat(values)
         return Explanation(**joined)
 
     @torch.inference_mode()
@@ -207,7 +207,7 @@ def geometry_of(spec: BackboneSpec, preprocessing: str) -> Geometry:
         input_size=spec.input_size,
         resize_size=spec.resize_size,
         interpolation=spec.interpolation,
-        mode=preprocessing,
+        mode=cast(Literal["center_crop", "letterbox"], preprocessing),  # Geometry refuses any other
         pad_rgb=(red, green, blue),
     )
 

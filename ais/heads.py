@@ -163,7 +163,7 @@ def check_record(record: HeadRecord, backbone: str, weights_fingerprint: str, pr
         ("preprocessing", record.preprocessing, preprocessing),
     ):
         if trained != used:
-            raise HeadError(f"the head was trained with {what} {trained!r}, not {used!r}; train a head for it or use that")
+            raise HeadError(f"the head was trained with {what} {trained!r}, not {used!r}; use that or train another")
 
 
 def save_head(
@@ -253,7 +253,7 @@ def read_record(address: str, storage: Storage = Storage()) -> tuple[HeadRecord,
     try:
         document = json.loads((folder / RECORD_FILE).read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise HeadError(f"{address!r} is not a head bundle: it has no {RECORD_FILE}; jobs/train.py writes one") from error
+        raise HeadError(f"{address!r} is no head bundle: it has no {RECORD_FILE}; jobs/train.py writes one") from error
     except ValueError as error:
         raise HeadError(f"{RECORD_FILE} in {address!r} is not JSON: {error}") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:

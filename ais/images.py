@@ -244,9 +244,7 @@ class Geometry:
         box = np.array([left, top, left + side, top + side], dtype=np.float32)
         size = (self.input_size, self.input_size)
         left, top, right, bottom = box.tolist()
-        resized = Image.fromarray(image).resize(
-            size, _RESAMPLING[self.interpolation], box=(left, top, right, bottom)
-        )
+        resized = Image.fromarray(image).resize(size, _RESAMPLING[self.interpolation], box=(left, top, right, bottom))
         return np.array(resized), box
 
     def _letterbox(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -256,9 +254,7 @@ class Geometry:
         left, top = (self.input_size - content_width) // 2, (self.input_size - content_height) // 2
         pixels = np.empty((self.input_size, self.input_size, 3), dtype=np.uint8)
         pixels[:] = self.pad_rgb
-        content = Image.fromarray(image).resize(
-            (content_width, content_height), _RESAMPLING[self.interpolation]
-        )
+        content = Image.fromarray(image).resize((content_width, content_height), _RESAMPLING[self.interpolation])
         pixels[top : top + content_height, left : left + content_width] = np.asarray(content)
         # Pixels of the original per pixel of the input; they differ where the content size was rounded.
         step_x, step_y = width / content_width, height / content_height
@@ -284,9 +280,7 @@ def _center_crop_reference(image: np.ndarray, geometry: Geometry) -> np.ndarray:
     # The longer side is cut, not rounded, to a whole number.
     resized_width = int(geometry.resize_size * width / shorter)
     resized_height = int(geometry.resize_size * height / shorter)
-    resized = Image.fromarray(image).resize(
-        (resized_width, resized_height), _RESAMPLING[geometry.interpolation]
-    )
+    resized = Image.fromarray(image).resize((resized_width, resized_height), _RESAMPLING[geometry.interpolation])
     side = geometry.input_size
     left, top = round((resized_width - side) / 2), round((resized_height - side) / 2)
     return np.array(resized.crop((left, top, left + side, top + side)))

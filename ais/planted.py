@@ -31,10 +31,13 @@ RATING_FORMULA = (
 )
 
 _CROP_SHARE = 224 / 256
-# Uniform radii between these give discs of 1.0% to 14.5% of size², 6.4% on average.
-_RADIUS_SHARES = (0.0565, 0.215)
+# Uniform radii between these give discs of 2.0% to 12.6% of size², 6.5% on average: of the 7×7 cells that a ResNet looks
+# with, the smallest disc still covers one and the largest leaves most to miss.
+_RADIUS_SHARES = (0.08, 0.20)
 # A square of the largest side fits into a corner of the crop whatever the disc: see _second_box.
 _SECOND_SIDE_SHARES = (0.10, 0.22)
+# Of ImageNet, and so about zero to a backbone: an untrained one, having no biases, answers little to it.
+_MEAN_COLOUR = np.array([124.0, 116.0, 104.0])
 _ASPECTS = ((1.0, 1.0), (1.25, 1.0), (1.0, 1.25))  # width, height in units of size
 
 
@@ -192,8 +195,8 @@ def _second_box(
 ) -> tuple[int, int, int, int]:
     """Place a square uniformly over all places of the crop where it does not touch the disc.
 
-    There always is one: seen from the corner farthest from the disc, the nearest point of a disc of 0.215 sizes lies at
-    least 0.875·√2/2 − 0.215 = 0.40 sizes away, more than the diagonal of the largest square, 0.31 sizes.
+    There always is one: seen from the corner farthest from the disc, the nearest point of a disc of 0.2 sizes lies at
+    least 0.875·√2/2 − 0.2 = 0.41 sizes away, more than the diagonal of the largest square, 0.31 sizes.
     """
     tops, lefts = np.mgrid[0 : crop - side + 1, 0 : crop - side + 1]
     lefts, tops = lefts + origin[0], tops + origin[1]
@@ -220,8 +223,8 @@ def _background(rng: np.random.Generator, width: int, height: int) -> NDArray[np
     xs, ys = _pixel_centres(width, height)
     angle = rng.uniform(0, 2 * np.pi)
     ramp = (xs / width - 0.5) * np.cos(angle) + (ys / height - 0.5) * np.sin(angle)
-    gradient = rng.uniform(105, 150, size=3) + ramp[..., None] * rng.uniform(-40, 40, size=3)
-    blotches = rng.normal(128, 16, size=(height // 16, width // 16, 3)).clip(0, 255).astype(np.uint8)
+    gradient = _MEAN_COLOUR + rng.uniform(-10, 10, size=3) + ramp[..., None] * rng.uniform(-20, 20, size=3)
+    blotches = rng.normal(128, 6, size=(height // 16, width // 16, 3)).clip(0, 255).astype(np.uint8)
     smooth = Image.fromarray(blotches).resize((width, height), Image.Resampling.BICUBIC)
     return gradient + (np.asarray(smooth, dtype=np.float64) - 128)
 

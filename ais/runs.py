@@ -3,7 +3,7 @@
 Layout (DESIGN section 4), one folder under ``<output>/runs``::
 
     config.yaml               the resolved configuration
-    run.json                  identity, fingerprints, versions; written after the manifest, so it says the manifest is whole
+    run.json                  identity, fingerprints, versions; written after the manifest, which is whole then
     manifest/part-*.parquet   image_id, uri, size, etag, mtime
     results/part-*.parquet    one row per scored image
     png/part-*.tar            <image_id>.png
@@ -35,10 +35,10 @@ import pyarrow.parquet as pq
 from ais.errors import RunError, StorageError
 from ais.storage import Folder, Storage
 
-IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .dib .tif .tiff .ppm .pgm .pbm .pnm .avif .mpo".split()
-)
+_IMAGES = "jpg jpeg jpe jfif mpo png webp avif gif bmp dib tif tiff ppm pgm pbm pnm"
+IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in _IMAGES.split())
 _LIST_SUFFIXES = (".csv", ".parquet")
+_LIST_TYPES = {"uri": pa.string(), "size": pa.int64(), "etag": pa.string(), "mtime": pa.float64()}
 _MANIFEST_ROWS = 100_000
 _ROW_GROUP = 4096  # what a reader has to fetch to see a few rows
 
@@ -149,8 +149,11 @@ def _listed_image(place: Folder, info: dict[str, Any]) -> ListedImage:
     etag = info.get("ETag") or info.get("etag")
     changed = info.get("LastModified") or info.get("mtime") or info.get("updated")
     mtime = changed.timestamp() if isinstance(changed, datetime) else changed
+    address = Folder(place.filesystem, str(info["name"])).address
     return ListedImage(
-        uri=Folder(place.filesystem, str(info["name"])).address,
+        # File names that are not UTF-8 reach Python as lone surrogates, which no Arrow string can hold; escaped,
+        # they name no file, and become a row in errors.
+        uri=address.encode("utf-8", "backslashreplace").decode("utf-8"),
         size=info.get("size"),
         etag=str(etag).strip('"') if etag else None,
         mtime=float(mtime) if isinstance(mtime, int | float) else None,
@@ -158,19 +161,25 @@ def _listed_image(place: Folder, info: dict[str, Any]) -> ListedImage:
 
 
 def _walked(place: Folder, ignored: Counter[str]) -> Iterator[ListedImage]:
-    def refuse(error: OSError) -> None:
+    # fsspec's own walk leaves out folders below the first that cannot be read, whatever it is told.
+    try:
+        entries = place.filesystem.ls(place.path, detail=True)
+    except OSError as error:
         raise StorageError(f"{place.address!r} cannot be walked: {error}") from error
-
-    for _, folders, files in place.filesystem.walk(place.path, detail=True, on_error=refuse):
-        for name in sorted(folders):
-            if name.startswith("."):
-                del folders[name]
-        for name, info in sorted(files.items()):
-            suffix = PurePosixPath(name).suffix.lower()
-            if suffix in IMAGE_SUFFIXES and not name.startswith("."):
-                yield _listed_image(place, info)
-            elif name:
-                ignored[suffix or "(no suffix)"] += 1
+    for info in sorted(entries, key=lambda entry: str(entry["name"])):
+        inside = Folder(place.filesystem, str(info["name"]).rstrip("/"))
+        name = posixpath.basename(inside.path)
+        if inside.path == place.path:
+            continue  # an object store's marker of the folder itself
+        if info["type"] == "directory":
+            if not name.startswith("."):
+                yield from _walked(inside, ignored)
+            continue
+        suffix = PurePosixPath(name).suffix.lower()
+        if suffix in IMAGE_SUFFIXES and not name.startswith("."):
+            yield _listed_image(place, info)
+        else:
+            ignored[suffix or "(no suffix)"] += 1
 
 
 def _globbed(place: Folder) -> Iterator[ListedImage]:
@@ -184,25 +193,30 @@ def _listed(place: Folder) -> Iterator[ListedImage]:
     data = pa.py_buffer(place.read_bytes())
     try:
         if place.path.lower().endswith(".csv"):
-            texts = pa.csv.ConvertOptions(column_types={"uri": pa.string(), "etag": pa.string()})
-            table = pa.csv.read_csv(pa.BufferReader(data), convert_options=texts)
+            table = pa.csv.read_csv(
+                pa.BufferReader(data),
+                parse_options=pa.csv.ParseOptions(newlines_in_values=True),
+                convert_options=pa.csv.ConvertOptions(column_types=_LIST_TYPES),
+            )
         else:
             table = pq.read_table(pa.BufferReader(data))
-    except pa.ArrowInvalid as error:
+        columns = table.column_names
+        given = [name for name in _LIST_TYPES if name in columns]
+        table = table.select(given).cast(pa.schema([(name, _LIST_TYPES[name]) for name in given]))
+    except pa.ArrowException as error:
         raise StorageError(f"{place.address!r} cannot be read as a list of images: {error}") from error
-    if "uri" not in table.column_names:
+    if "uri" not in given:
         raise StorageError(
-            f"{place.address!r} has no column 'uri' with the addresses of images; it has {', '.join(table.column_names)}"
+            f"{place.address!r} has no column 'uri' with the addresses of images; it has {', '.join(columns)}"
         )
-    optional = [name for name in ("size", "etag", "mtime") if name in table.column_names]
-    for batch in table.select(["uri", *optional]).to_batches():
+    for batch in table.to_batches():
         for row in batch.to_pylist():
-            uri = row["uri"]
+            uri = row.pop("uri")
             if not uri:
                 raise StorageError(f"{place.address!r} has a row with an empty 'uri'")
             if not re.match("[a-zA-Z][a-zA-Z0-9+.-]*://", uri) and not posixpath.isabs(uri):
                 uri = Folder(place.filesystem, posixpath.join(posixpath.dirname(place.path), uri)).address
-            yield ListedImage(uri=uri, **{name: row[name] for name in optional})
+            yield ListedImage(uri=uri, **row)
 
 
 @dataclass(frozen=True)
@@ -364,8 +378,10 @@ def read_column(shard: Folder, name: str) -> np.ndarray:
 def _read_json(place: Folder) -> dict[str, Any] | None:
     try:
         return json.loads(place.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise StorageError(f"{place.address!r} cannot be read: {error}") from error
     except ValueError as error:
         raise RunError(f"{place.address!r} is not JSON: {error}") from error
 

@@ -137,10 +137,19 @@ class Folder:
         """Write a whole file so that the final name only ever holds all of it.
 
         Object stores do this by themselves; a local file is written beside its place and renamed.
+
+        Raises:
+            StorageError: it cannot be written.
         """
-        if not self.local:
-            self.filesystem.pipe_file(self.path, data)
-            return
+        try:
+            if self.local:
+                self._write_local(data)
+            else:
+                self.filesystem.pipe_file(self.path, data)
+        except Exception as error:  # each filesystem raises its own kinds
+            raise StorageError(f"{self.address!r} cannot be written: {type(error).__name__}: {error}") from error
+
+    def _write_local(self, data: bytes) -> None:
         final = Path(self.path)
         final.parent.mkdir(parents=True, exist_ok=True)
         partial = final.with_name(f".{final.name}.{uuid.uuid4().hex}.partial")
@@ -162,7 +171,7 @@ class Folder:
         self.filesystem.invalidate_cache()
         try:
             entries = self.filesystem.ls(self.path, detail=True)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
         paths = [str(entry["name"]) for entry in entries if entry["type"] == "file"]
         names = fnmatch.filter((posixpath.basename(path) for path in paths), pattern)

@@ -15,8 +15,13 @@ from ais.config import HeatmapsConfig, load_config, run_job, to_yaml
 
 
 def main(argv: list[str]) -> int:
-    """Parse, check, set out, run, account; return the exit code."""
+    """Read the configuration and run; return the exit code."""
     loaded = load_config(HeatmapsConfig, argv, doc=__doc__ or "")
+    return run(loaded.config, dry_run=loaded.dry_run)
+
+
+def run(config: HeatmapsConfig, *, dry_run: bool = False) -> int:
+    """Check, set out, work, account; return the exit code."""
     # After --help and configuration errors, which need not wait for torch and Ray.
     from ais.pipeline.cluster import start_ray
     from ais.pipeline.finish import finish, report_complete
@@ -24,10 +29,11 @@ def main(argv: list[str]) -> int:
     from ais.pipeline.prepare import prepare_heatmaps, set_out
 
     started = time.monotonic()
-    prepared = prepare_heatmaps(loaded.config)
+    prepared = prepare_heatmaps(config)
+    prepared.check_existing()
     print(prepared.describe(), flush=True)
-    if loaded.dry_run:
-        print(to_yaml(prepared.config))
+    if dry_run:
+        print(f"\n{to_yaml(prepared.config)}")
         return 0
     record = set_out(prepared)
     if (summary := prepared.run.summary()) is not None:

@@ -151,9 +151,7 @@ CASES: dict[str, SmallCase] = {
     "centred over channels": SmallCase(
         GENERAL, lambda _n, maps, _: _pooled(torch.relu(maps - maps.mean(1, keepdim=True))), dict
     ),
-    "concatenated twice": SmallCase(
-        GENERAL, lambda _n, maps, _: _pooled(torch.cat([maps, maps.sigmoid()], 1)), dict
-    ),
+    "concatenated twice": SmallCase(GENERAL, lambda _n, maps, _: _pooled(torch.cat([maps, maps.sigmoid()], 1)), dict),
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchvision import models
-from torchvision.models import DenseNet, EfficientNet, Inception3, ResNet
+from torchvision.models import VGG, DenseNet, EfficientNet, Inception3, ResNet
 
 
 class PooledFeatures(nn.Module):
@@ -32,9 +32,9 @@ class VGGEmbedding(nn.Module):
 
     def __init__(self, vgg: nn.Module) -> None:
         super().__init__()
+        assert isinstance(vgg, VGG)
         self.features = vgg.features
         self.avgpool = vgg.avgpool
-        assert isinstance(vgg.classifier, nn.Sequential)
         self.classifier = vgg.classifier[:-1]
 
     def forward(self, images: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ def adapt_inception(inception: nn.Module) -> nn.Module:
     inception.aux_logits = False
     inception.AuxLogits = None
     inception.dropout = nn.Identity()
-    inception.fc = nn.Identity()  # type: ignore[assignment]
+    inception.fc = nn.Identity()
     return inception
 
 
@@ -91,7 +91,9 @@ def build_inception(**kwargs: Any) -> nn.Module:
 
 # Files of torchvision before 0.3 say `norm.1`; torchvision itself still renames the keys of the published
 # DenseNets at load (torchvision.models.densenet._load_state_dict).
-_OLD_DENSENET_KEY = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.(?:weight|bias|running_mean|running_var))$")
+_OLD_DENSENET_KEY = re.compile(
+    r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.(?:weight|bias|running_mean|running_var))$"
+)
 
 
 def rename_densenet_key(key: str) -> str:

@@ -155,7 +155,7 @@ def split_at(network: nn.Module, layer: str, images: Tensor) -> Split:
         raise BackboneError(f"the network cannot be traced for ablation at {layer!r}: {error}") from error
     calls = [node for node in graph.nodes if node.op == "call_module" and node.target == layer]
     if len(calls) != 1:
-        raise BackboneError(f"layer {layer!r} is called {len(calls)} times in one forward pass; ablation needs exactly one")
+        raise BackboneError(f"layer {layer!r} is called {len(calls)} times in a forward pass; ablation needs one call")
     cut = calls[0]
     downstream = _downstream(graph, cut)
     output = next(node for node in graph.nodes if node.op == "output")
@@ -166,7 +166,7 @@ def split_at(network: nn.Module, layer: str, images: Tensor) -> Split:
     embedding = _as_node(output.args[0])
     context = _inputs(tail_nodes, exclude=downstream | {cut})
     for node in context:
-        if shapes[node] is None or shapes[node][:1] != images.shape[:1]:
+        if (shapes[node] or ())[:1] != images.shape[:1]:
             raise BackboneError(
                 f"at layer {layer!r} the rest of the network needs {node.name!r}, which is not a batch of tensors"
             )
@@ -359,7 +359,7 @@ def _after(
             return _flattened(state, shape) if (module.start_dim, module.end_dim) == (1, -1) else None
         keeps = isinstance(module, _CHANNELWISE_MODULES) and (spatial or not isinstance(module, nn.BatchNorm2d))
         return state if keeps and not module.training else None
-    if node.op == "call_method" and node.target == "flatten" or node.target is torch.flatten:
+    if (node.op == "call_method" and node.target == "flatten") or node.target is torch.flatten:
         rest = node.args[1:]
         return _flattened(state, shape) if rest == (1,) and not node.kwargs else None
     if node.op != "call_function":

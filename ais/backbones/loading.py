@@ -6,7 +6,6 @@ import difflib
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +84,7 @@ class Backbone(nn.Module):
             raise BackboneError(f"{self.spec.name} gives no heatmaps: {self.spec.refuses_heatmaps}")
         return split
 
-    def train(self, mode: bool = True) -> Backbone:
+    def train(self, mode: bool = True) -> Backbone:  # noqa: ARG002 - the signature of nn.Module
         """Stay in eval mode: a frozen backbone's batch-norm statistics never move, also while a head trains."""
         return super().train(False)
 
@@ -143,7 +142,7 @@ def load_backbone(
             probe = torch.rand(probe.shape, generator=torch.Generator().manual_seed(0)).to(device)
             whole, parts = network(probe), split.tail(*split.trunk(probe))
             if not torch.allclose(whole, parts, rtol=1e-4, atol=1e-4 * float(whole.abs().max())):
-                raise BackboneError(f"{spec.name} cut at {info.name if info else layer!r} does not compute what it computes whole")
+                raise BackboneError(f"{spec.name} cut at {layer or spec.layer} does not compute what it computes whole")
     return Backbone(spec, found, network, split, info)
 
 
@@ -180,9 +179,7 @@ def _cut(
     return split, LayerInfo(name, (shape[1], shape[2], shape[3]), split.kind)
 
 
-def _no_such_layer(
-    spec: BackboneSpec, name: str, shapes: dict[str, tuple[int, ...]], modules: set[str]
-) -> str:
+def _no_such_layer(spec: BackboneSpec, name: str, shapes: dict[str, tuple[int, ...]], modules: set[str]) -> str:
     usable = {key: shape for key, shape in shapes.items() if len(shape) == 4}
     near = difflib.get_close_matches(name, usable, n=5, cutoff=0.0)
     shown = ", ".join(f"{key} ({'×'.join(map(str, usable[key][1:]))})" for key in near)
@@ -202,7 +199,7 @@ def preprocessing_fingerprint(spec: BackboneSpec, mode: str) -> str:
     return f"{mode}/{spec.input_size}of{spec.resize_size}/{spec.interpolation}/{numbers}"
 
 
-def embedding_fingerprint(spec: BackboneSpec, weights: Weights, mode: Literal["center_crop", "letterbox"]) -> str:
+def embedding_fingerprint(spec: BackboneSpec, weights: Weights, mode: str) -> str:
     """Identify embeddings: backbone, weights and preprocessing (the ablated layer does not change an embedding)."""
     parts = "\n".join((spec.name, weights.fingerprint, preprocessing_fingerprint(spec, mode)))
     return hashlib.sha256(parts.encode()).hexdigest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 from torch import nn
 
@@ -72,7 +73,7 @@ class BackboneSpec:
     published: PublishedWeights | None
     input_size: int
     resize_size: int
-    interpolation: str
+    interpolation: Literal["bilinear", "bicubic"]
     layer: str | None
     map_shape: tuple[int, int, int] | None
     embedding_size: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -115,6 +116,7 @@ def build_from_file(spec: BackboneSpec, path: Path) -> nn.Module:
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
+    state: Any
     try:
         if path.suffix == ".safetensors":
             state = safetensors.torch.load_file(path)
@@ -130,9 +132,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     return {str(key).removeprefix("module."): value for key, value in state.items()}
 
 
-def _check_state(
-    spec: BackboneSpec, expected: dict[str, Tensor], found: dict[str, Tensor], path: Path
-) -> None:
+def _check_state(spec: BackboneSpec, expected: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> None:
     problems = []
     for key, tensor in expected.items():
         optional = key.startswith(spec.classifier) or key.endswith("num_batches_tracked")

@@ -1,4 +1,4 @@
-"""An AIS vector on disk: ``importance.parquet`` (one row per feature map) and ``importance.json`` (what it belongs to)."""
+"""An AIS vector on disk: ``importance.parquet``, a row per feature map, and ``importance.json``, what it belongs to."""
 
 from __future__ import annotations
 

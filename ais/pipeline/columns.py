@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pyarrow as pa
 
@@ -9,7 +11,7 @@ import pyarrow as pa
 def pack(array: np.ndarray) -> pa.FixedSizeBinaryArray:
     """Make a column of ``(N, …)``: one fixed-size binary value a row, sharing the array's memory."""
     array = np.ascontiguousarray(array)
-    width = array.nbytes // max(1, len(array))
+    width = array.itemsize * math.prod(array.shape[1:])
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(array), [None, pa.py_buffer(array)])
 
 

@@ -26,8 +26,8 @@ def finish(prepared: Prepared, record: dict[str, Any], work: Work, wall_s: float
     accounting = run.account(record["images"])
     if not accounting.whole:
         raise RunError(
-            f"{run.folder.address}: of {accounting.listed:,} listed images {accounting.missing:,} are in neither results "
-            f"nor errors and {accounting.repeated:,} are there more than once; start the same command again"
+            f"{run.folder.address}: of {accounting.listed:,} listed images {accounting.missing:,} are in neither "
+            f"results nor errors and {accounting.repeated:,} are there more than once; start the same command again"
         )
     summary = {
         **prepared.facts(),

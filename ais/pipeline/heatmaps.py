@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
-from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.data import ActorPoolStrategy, Dataset
 
 from ais.config import ComputeConfig, PngConfig, PngSelection
 from ais.errors import RunError
 from ais.heatmaps import Weighting
 from ais.images import Geometry, Limits
-from ais.pipeline.cluster import Pools, cluster_pools
+from ais.pipeline.cluster import Pools, cluster_pools, quiet_ray_data
 from ais.pipeline.columns import pack, replace
 from ais.pipeline.explain import BackboneSource, Explain
 from ais.pipeline.fetch import FetchDecode, Pictures
@@ -148,10 +148,13 @@ def _rendered(rows: Dataset, plan: HeatmapPlan, pools: Pools) -> Dataset:
 
 
 def _stopped(error: ray.exceptions.RayError) -> RunError:
+    return RunError(f"the run stopped: {worker_failure(error)}; what is written stays, and the same command continues")
+
+
+def worker_failure(error: ray.exceptions.RayError) -> str:
     """Say in one line what a worker died of; the whole trace stays in Ray's logs and in ``__cause__``."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    cause = lines[-1] if lines else type(error).__name__
-    return RunError(f"the run stopped: {cause}; what is written stays, and the same command continues")
+    return lines[-1] if lines else type(error).__name__
 
 
 def render_selected(run: Run, plan: HeatmapPlan) -> int:
@@ -167,7 +170,7 @@ def render_selected(run: Run, plan: HeatmapPlan) -> int:
     for leftover in run.png.files(f"{kind}-*.tar"):
         leftover.remove()
     chosen = _extreme(run, count, largest=kind == "top")
-    if chosen.num_rows == 0:
+    if chosen is None:
         return 0
     heatmaps = np.concatenate([chunk.to_numpy_ndarray() for chunk in chosen["heatmap"].chunks])
     table = replace(chosen.select(["image_id", "uri", "score"]), [], heatmap=pack(heatmaps))
@@ -184,7 +187,7 @@ def render_selected(run: Run, plan: HeatmapPlan) -> int:
     return sink.failed
 
 
-def _extreme(run: Run, count: int, *, largest: bool) -> pa.Table:
+def _extreme(run: Run, count: int, *, largest: bool) -> pa.Table | None:
     """The rows of results with the largest or smallest scores, best first; ties go to the lower id."""
     order: list[tuple[str, Literal["ascending", "descending"]]] = [
         ("score", "descending" if largest else "ascending"),
@@ -196,8 +199,6 @@ def _extreme(run: Run, count: int, *, largest: bool) -> pa.Table:
         table = table if best is None else pa.concat_tables([best, table])
         # Arrow cannot take rows of tensor columns everywhere; indices and slices of the sorted order work.
         best = table.take(pc.sort_indices(table.drop_columns("heatmap"), sort_keys=order)[:count])
-    if best is None:
-        raise RunError("the run has no results to choose pictures from")
     return best
 
 
@@ -226,11 +227,3 @@ def fetched(
             "pictures": pictures,
         },
     )
-
-
-def quiet_ray_data() -> None:
-    """Leave the terminal to our own progress line, and never drop a block to go on."""
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.max_errored_blocks = 0

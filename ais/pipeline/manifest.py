@@ -46,9 +46,9 @@ class ManifestSource(Datasource):
 
     def get_read_tasks(
         self,
-        parallelism: int,
-        per_task_row_limit: int | None = None,
-        data_context: DataContext | None = None,
+        parallelism: int,  # noqa: ARG002 - Ray's signature, here and below
+        per_task_row_limit: int | None = None,  # noqa: ARG002
+        data_context: DataContext | None = None,  # noqa: ARG002
     ) -> list[ReadTask]:
         """One task for every unit that is not wholly done."""
         tasks = []
@@ -88,7 +88,8 @@ def _read(part: Folder, start: int, left: np.ndarray, rows: int) -> Iterable[pa.
     """Read ``rows`` rows from ``start`` on, touching only the row groups they are in."""
     with part.filesystem.open(part.path, "rb") as file:
         parquet = pq.ParquetFile(file)
-        groups, before, skip = [], 0, 0
+        groups: list[int] = []
+        before = skip = 0
         for group in range(parquet.num_row_groups):
             size = parquet.metadata.row_group(group).num_rows
             if before + size > start and before < start + rows:

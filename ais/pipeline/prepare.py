@@ -187,9 +187,7 @@ def prepare_heatmaps(config: HeatmapsConfig, spec: BackboneSpec | None = None) -
     return Prepared(config, plan, run, identity, layer, weights)
 
 
-def resolve_backbone(
-    given: BackboneOverrides, name: str, weights: str, seed: int | None
-) -> BackboneConfig:
+def resolve_backbone(given: BackboneOverrides, name: str, weights: str, seed: int | None) -> BackboneConfig:
     """Fill in what the configuration leaves to the head: its backbone and weights."""
     chosen = given.weights or weights
     return BackboneConfig(

@@ -60,7 +60,8 @@ class Progress:
         self._stop.set()
         self._thread.join()
         if kind is None:
-            self._print(*ray.get(self.counter.read.remote()), last=True)
+            rows, errors = ray.get(self.counter.read.remote())
+            self._print(rows, errors, last=True)
 
     def _watch(self) -> None:
         terminal = sys.stdout.isatty()

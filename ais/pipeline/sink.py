@@ -35,9 +35,7 @@ class RunSink(Datasink[dict[str, float]]):
         shard_rows: images in one shard.
     """
 
-    def __init__(
-        self, run: Run, heatmap_shape: tuple[int, int], metadata: dict[str, str], shard_rows: int
-    ) -> None:
+    def __init__(self, run: Run, heatmap_shape: tuple[int, int], metadata: dict[str, str], shard_rows: int) -> None:
         self._run = run
         self._shape = heatmap_shape
         self._metadata = metadata

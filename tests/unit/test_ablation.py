@@ -7,14 +7,15 @@ are neither 0 nor 1, and a head that is scaled to their embedding, since untrain
 """
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+import itertools
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from ais.ablation import Ablation, ablate, ablate_reference, ablated_embeddings, run_trunk
-from ais.backbones import Backbone, TailKind, get_spec, load_backbone
+from ais.backbones import Backbone, TailKind, load_backbone
 from ais.errors import BackboneError
 from ais.heads import HeadEnsemble, RegressionHead, as_ensemble
 from tests.networks import CASES, MAPS, SIDE, randomise_batch_norms, small_backbone
@@ -40,12 +41,14 @@ def error(result: Ablation, reference: Tensor, maps: list[int] | None = None) ->
 
 # Small networks, float64: every kind of tail, all maps
 
+small = functools.cache(small_backbone)
+
 
 @pytest.mark.parametrize("chunk", [1, 3, MAPS, None])
 @pytest.mark.parametrize("name", CASES)
 def test_equals_one_map_at_a_time_on_every_kind_of_tail(name: str, chunk: int | None) -> None:
     """Measured error at most 8e-15."""
-    backbone = small_backbone(name)
+    backbone = small(name)
     head = as_ensemble(seeded_head(backbone.network(random_images(1, SIDE, torch.float64)).shape[1]).double())
     images = random_images(3, SIDE, torch.float64)
     result = ablate(backbone, head, images, chunk=chunk)
@@ -61,7 +64,7 @@ def test_equals_one_map_at_a_time_on_every_kind_of_tail(name: str, chunk: int | 
 @pytest.mark.parametrize("name", CASES)
 def test_ablated_embeddings_equal_a_zeroed_map(name: str, chunk: int) -> None:
     """The embeddings themselves, for every kind of tail, in chunks of the size asked for."""
-    backbone = small_backbone(name)
+    backbone = small(name)
     with torch.inference_mode():
         maps, context = run_trunk(backbone.split, random_images(2, SIDE, torch.float64))
         parts = list(ablated_embeddings(backbone.split, maps, context, chunk))
@@ -75,7 +78,7 @@ def test_ablated_embeddings_equal_a_zeroed_map(name: str, chunk: int) -> None:
 
 def test_known_answer() -> None:
     """A head that adds up the embedding: without map k the score loses what map k alone gives it."""
-    backbone = small_backbone("in-place relu")
+    backbone = small("in-place relu")
     head = RegressionHead(MAPS, 1, target_mean=4.0, target_std=3.0).double().requires_grad_(False)
     head.hidden.weight.fill_(1)
     head.hidden.bias.fill_(0)
@@ -90,7 +93,7 @@ def test_known_answer() -> None:
 
 def test_ensemble_gives_the_mean_of_its_heads() -> None:
     for name in ("end of a dense block", "flatten to linear", "two paths"):
-        backbone = small_backbone(name)
+        backbone = small(name)
         images = random_images(2, SIDE, torch.float64)
         size = backbone(images).shape[1]
         heads = [seeded_head(size, hidden=8 + seed, seed=seed).double() for seed in range(3)]
@@ -103,7 +106,7 @@ def test_ensemble_gives_the_mean_of_its_heads() -> None:
 
 
 def test_network_is_left_as_it_was() -> None:
-    backbone = small_backbone("flatten to linear")
+    backbone = small("flatten to linear")
     head = as_ensemble(seeded_head(7).double())
     images = random_images(2, SIDE, torch.float64)
     before, kept = backbone(images), images.clone()
@@ -119,65 +122,145 @@ def test_network_is_left_as_it_was() -> None:
 
 @dataclasses.dataclass
 class Real:
-    """A real backbone at one of its layers, ready to be measured."""
+    """A real backbone at one of its layers, with four images and the maps that are checked one at a time."""
 
     backbone: Backbone
     head: HeadEnsemble
     images: Tensor
-    reference_maps: int | None
+    checked: int
 
 
-def prepared(name: str, layer: str | None, side: int | None = None) -> tuple[Backbone, HeadEnsemble]:
-    spec = get_spec(name)
+# name, layer, number of maps checked one at a time
+REAL = [
+    ("vgg16", "features.28", 8),
+    ("vgg19", "features.34", 8),
+    ("resnet152", "features.7.2.conv3", 8),
+    ("densenet161", "features.denseblock4.denselayer24.conv2", 48),
+    ("densenet161", "features.denseblock4.denselayer23.conv2", 8),
+    ("barlow_twins", "features.7.2.conv3", 10),
+    ("efficientnet_b3", "features.8.0", 10),
+]
+
+
+def prepared(name: str, layer: str | None) -> tuple[Backbone, HeadEnsemble]:
     backbone = load_backbone(name, weights="random", seed=0, layer=layer)
     randomise_batch_norms(backbone.network)
     head = seeded_head(backbone.embedding_size, hidden=512)
     with torch.inference_mode():
-        spread = backbone(random_images(2, side or spec.input_size)).std()
+        spread = backbone(random_images(1, backbone.spec.input_size)).std()
     head.hidden.weight.div_(spread)
     return backbone, as_ensemble(head)
 
 
-# name, layer, images, maps checked one at a time (None: all of them)
-REAL = [
-    ("vgg16", "features.28", 2, 8),
-    ("vgg19", "features.34", 2, 8),
-    ("resnet152", "features.7.2.conv3", 2, 8),
-    ("densenet161", "features.denseblock4.denselayer24.conv2", 1, None),
-    ("densenet161", "features.denseblock4.denselayer23.conv2", 1, None),
-    ("barlow_twins", "features.7.2.conv3", 2, 10),
-    ("efficientnet_b3", "features.8.0", 2, 10),
-    ("vgg19", "features.28", 1, 10),
-]
-
-
 @pytest.fixture(scope="module", params=REAL, ids=lambda case: f"{case[0]}-{case[1]}")
-def real(request: pytest.FixtureRequest) -> Iterator[Real]:
-    name, layer, count, reference_maps = request.param
+def real(request: pytest.FixtureRequest) -> Real:
+    name, layer, checked = request.param
     backbone, head = prepared(name, layer)
-    yield Real(backbone, head, random_images(count, backbone.spec.input_size), reference_maps)
+    return Real(backbone, head, random_images(4, backbone.spec.input_size), checked)
+
+
+def maps_to_check(effects: Tensor, count: int) -> list[int]:
+    """Half of them those of the largest effects, half of them by chance."""
+    largest = effects.abs().amax(0).topk(count // 2).indices.tolist()
+    others = torch.randperm(effects.shape[1], generator=torch.Generator().manual_seed(2)).tolist()
+    return (largest + [k for k in others if k not in largest])[:count]
 
 
 def test_equals_one_map_at_a_time_on_real_backbones(real: Real) -> None:
-    """The maps of the largest effects and seeded others, or all of DenseNet's 48; chunks 1, 3 and C against it.
+    """Chunks 1, 3 and C against the maps of the largest effects and others, of DenseNet at its layer against all 48.
 
-    VGG-19 at ``features.28`` runs three convolutions per map: chunks 1 and 3 of it are tested at 64 pixels below.
+    Measured error: channelwise 7e-6, linear 5e-6, general (DenseNet at denselayer23) 3e-5.
     """
-    result = ablate(real.backbone, real.head, real.images)
-    count = result.effects.shape[1]
     assert real.backbone.layer is not None
-    assert count == real.backbone.layer.map_shape[0]
-    if real.reference_maps is None:
-        maps = list(range(count))
-    else:
-        largest = result.effects.abs().amax(0).topk(real.reference_maps // 2).indices.tolist()
-        others = torch.randperm(count, generator=torch.Generator().manual_seed(2)).tolist()
-        maps = (largest + [k for k in others if k not in largest])[: real.reference_maps]
-    measured = error(result, ablate_reference(real.backbone, real.head, real.images, maps), maps)
-    print(real.backbone.spec.name, real.backbone.layer.name, real.backbone.layer.tail, "error", measured)
-    if real.backbone.layer.name == "features.28" and real.backbone.spec.name == "vgg19":
-        return
-    for chunk in (1, 3, count):
-        again = ablate(real.backbone, real.head, real.images, chunk=chunk)
-        diff = float((again.effects - result.effects).abs().max() / result.effects.abs().max())
-        print(" chunk", chunk, diff)
+    images, count = real.images[:1], real.backbone.layer.map_shape[0]
+    results = [ablate(real.backbone, real.head, images, chunk=chunk) for chunk in (1, 3, count)]
+    maps = maps_to_check(results[0].effects, real.checked)
+    reference = ablate_reference(real.backbone, real.head, images, maps)
+    bound = 1e-4 if real.backbone.layer.tail is TailKind.GENERAL else 5e-5
+    for result in results:
+        assert result.effects.shape == (1, count)
+        print("ERR", real.backbone.spec.name, error(result, reference, maps))
+        assert error(result, reference, maps) < bound
+
+
+def test_effect_of_a_map_does_not_depend_on_the_batch(real: Real) -> None:
+    """An image alone and as the third of four others; the difference over the largest effect, measured XXX."""
+    alone = ablate(real.backbone, real.head, real.images[2:3])
+    among = ablate(real.backbone, real.head, real.images)
+    difference = (among.effects[2:3] - alone.effects).abs().max() / alone.effects.abs().max()
+    print("BATCH", real.backbone.spec.name, real.backbone.layer, float(difference))
+    assert difference < 1e-4
+
+
+def test_trunk_runs_once(real: Real) -> None:
+    first = next(module for module in real.backbone.network.modules() if isinstance(module, nn.Conv2d))
+    calls: list[int] = []
+    handle = first.register_forward_hook(lambda _module, inputs, _output: calls.append(len(inputs[0])))
+    try:
+        ablate(real.backbone, real.head, real.images[:2])
+    finally:
+        handle.remove()
+    assert calls == [2]
+
+
+@pytest.fixture(scope="module")
+def vgg19() -> tuple[Backbone, HeadEnsemble]:
+    return prepared("vgg19", "features.28")
+
+
+def test_vgg19_at_features_28_equals_one_map_at_a_time(vgg19: tuple[Backbone, HeadEnsemble]) -> None:
+    """Three convolutions per map: all 512 maps in one chunk at the full input. Measured error 8e-6."""
+    backbone, head = vgg19
+    images = random_images(1, 224)
+    result = ablate(backbone, head, images, chunk=512)
+    maps = maps_to_check(result.effects, 10)
+    print("ERR28", error(result, ablate_reference(backbone, head, images, maps), maps))
+    assert error(result, ablate_reference(backbone, head, images, maps), maps) < 5e-5
+
+
+def test_vgg19_at_features_28_in_small_chunks(vgg19: tuple[Backbone, HeadEnsemble]) -> None:
+    """Chunks of 1 and 3 read 0.5 GB of weights each, so only the first six maps, of two images, are taken.
+
+    Scores against `ablate_reference`, over the largest effect; measured XXX, and with the second image alone.
+    """
+    backbone, head = vgg19
+    images = random_images(2, 224)
+    reference = ablate_reference(backbone, head, images, range(6))
+    with torch.inference_mode():
+        largest = (head(backbone(images))[:, None] - reference).abs().max()
+        for chunk in (1, 3):
+            for some in (images, images[1:]):
+                maps, context = run_trunk(backbone.split, some)
+                parts = list(itertools.islice(ablated_embeddings(backbone.split, maps, context, chunk), 6 // chunk))
+                scores = head(torch.cat(parts, dim=1))
+                print("ERR28c", chunk, len(some), float((scores - reference[-len(some) :]).abs().max() / largest))
+                assert (scores - reference[-len(some) :]).abs().max() < 1e-4 * largest
+
+
+def test_bfloat16_trunk() -> None:
+    """Only the trunk is in bfloat16: effects move with the feature maps, by XXX of the largest effect (measured).
+
+    What follows the trunk is as exact as ever: the effects are those of the float32 tail on the bfloat16 maps.
+    """
+    backbone, head = prepared("barlow_twins", None)
+    images = random_images(1, 224)
+    exact = ablate(backbone, head, images)
+    reduced = ablate(backbone, head, images, trunk_dtype=torch.bfloat16)
+    assert {value.dtype for value in (reduced.effects, reduced.feature_maps, reduced.embeddings)} == {torch.float32}
+    assert torch.equal(reduced.feature_maps, reduced.feature_maps.to(torch.bfloat16).float())
+    difference = (reduced.effects - exact.effects).abs().max() / exact.effects.abs().max()
+    print("BF16", float(difference))
+    assert 0 < difference < 0.2
+    with torch.inference_mode():
+        maps, context = run_trunk(backbone.split, images, torch.bfloat16)
+        for k in maps_to_check(reduced.effects, 6):
+            zeroed = maps.clone()
+            zeroed[:, k] = 0
+            lost = reduced.scores - head(backbone.split.tail(zeroed, *context))
+            assert (reduced.effects[:, k] - lost).abs().max() < 5e-5 * reduced.effects.abs().max()
+
+
+def test_backbone_without_heatmaps_is_refused() -> None:
+    backbone = load_backbone("inception_v3", weights="random", seed=0)
+    with pytest.raises(BackboneError, match="inception_v3 gives no heatmaps"):
+        ablate(backbone, as_ensemble(seeded_head(2048)), random_images(1, 299))

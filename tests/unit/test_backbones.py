@@ -205,9 +205,7 @@ def test_records_are_frozen() -> None:
         ("densenet161", "features.denseblock4.denselayer23.conv2", (48, 7, 7), TailKind.GENERAL),
     ],
 )
-def test_other_layers_can_be_chosen(
-    name: str, layer: str, map_shape: tuple[int, int, int], tail: TailKind
-) -> None:
+def test_other_layers_can_be_chosen(name: str, layer: str, map_shape: tuple[int, int, int], tail: TailKind) -> None:
     found = inspect_layer(get_spec(name), layer)
     assert found is not None
     assert (found.name, found.map_shape, found.tail) == (layer, map_shape, tail)
@@ -245,7 +243,11 @@ def test_reason_of_the_correction_is_true() -> None:
 @pytest.mark.parametrize(
     ("name", "layer", "said"),
     [
-        ("vgg19", "features.82", ["vgg19 has no layer 'features.82'", "features.28 (512×14×14)", "default: features.28"]),
+        (
+            "vgg19",
+            "features.82",
+            ["vgg19 has no layer 'features.82'", "features.28 (512×14×14)", "default: features.28"],
+        ),
         ("vgg19", "classifier.0", ["'classifier.0' of vgg19 returns", "4096), not feature maps (B, C, h, w)"]),
         ("resnet152", "layer4.2.conv3", ["no layer 'layer4.2.conv3'", "features.7.2.conv3 (2048×7×7)"]),
         ("resnet152", "features.7.2.relu", ["'features.7.2.relu' is called 3 times", "exactly one"]),
@@ -278,7 +280,9 @@ def test_layer_that_returns_no_single_tensor_is_refused() -> None:
 
 def test_inception_refuses_every_layer_with_the_reason() -> None:
     assert inspect_layer(get_spec("inception_v3")) is None
-    with pytest.raises(BackboneError, match="inception_v3 has no layer to choose: .*parallel branches.*localise poorly"):
+    with pytest.raises(
+        BackboneError, match="inception_v3 has no layer to choose: .*parallel branches.*localise poorly"
+    ):
         load_backbone("inception_v3", weights="random", seed=0, layer="Mixed_7c")
 
 
@@ -320,7 +324,9 @@ def test_normalise_is_torchvisions() -> None:
 
 
 def test_fingerprints_tell_weights_backbones_and_preprocessing_apart() -> None:
-    def fingerprint(name: str = "tiny", seed: int = 0, mode: Literal["center_crop", "letterbox"] = "center_crop") -> str:
+    def fingerprint(
+        name: str = "tiny", seed: int = 0, mode: Literal["center_crop", "letterbox"] = "center_crop"
+    ) -> str:
         spec = dataclasses.replace(TINY, name=name)
         return embedding_fingerprint(spec, resolve_weights(spec, "random", seed)[0], mode)
 

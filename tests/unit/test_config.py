@@ -40,12 +40,9 @@ def problems(model, text="", overrides=()):
 def test_file_and_overrides(tmp_path):
     path = tmp_path / "train.yaml"
     path.write_text(
-        "ratings: {path: s3://r/ratings.csv}\noutput: out\n"
-        "backbone:\n  name: vgg16\nfit:\n  epochs: 7\n  seed: 1\n"
+        "ratings: {path: s3://r/ratings.csv}\noutput: out\nbackbone:\n  name: vgg16\nfit:\n  epochs: 7\n  seed: 1\n"
     )
-    loaded = load_config(
-        TrainConfig, ["fit.seed=2", "--config", str(path), "--dry-run", "fit.seed=3"], doc="Train."
-    )
+    loaded = load_config(TrainConfig, ["fit.seed=2", "--config", str(path), "--dry-run", "fit.seed=3"], doc="Train.")
     assert loaded.dry_run is True
     assert loaded.config.ratings.path == "s3://r/ratings.csv"
     assert (loaded.config.fit.epochs, loaded.config.fit.seed, loaded.config.fit.patience) == (7, 3, 30)
@@ -177,8 +174,7 @@ def test_an_ambiguous_key_names_both():
     [
         (
             ["backbone.weights=random"],
-            "backbone.seed: required with backbone.weights=random, for example backbone.seed=0"
-            " (command line)",
+            "backbone.seed: required with backbone.weights=random, for example backbone.seed=0 (command line)",
         ),
         (
             ["backbone.seed=4"],
@@ -197,8 +193,7 @@ def test_an_ambiguous_key_names_both():
         ),
         (
             ["storage.anonymous=true", "storage.profile=lab"],
-            'storage.profile: "lab" has no effect with storage.anonymous=true; set one of the two'
-            " (command line)",
+            'storage.profile: "lab" has no effect with storage.anonymous=true; set one of the two (command line)',
         ),
         (
             ["ratings.score_column=image"],
@@ -219,9 +214,7 @@ def test_a_conflict_names_both_origins():
 def test_overriding_the_backbone_of_a_head():
     alone = parse_config(HeatmapsConfig, "", [*HEATMAPS, "backbone.seed=1"])
     assert (alone.backbone.seed, alone.backbone.weights) == (1, None)
-    assert (
-        "backbone.seed: required" in problems(HeatmapsConfig, "", [*HEATMAPS, "backbone.weights=random"])[0]
-    )
+    assert "backbone.seed: required" in problems(HeatmapsConfig, "", [*HEATMAPS, "backbone.weights=random"])[0]
 
 
 @pytest.mark.parametrize(
@@ -241,9 +234,7 @@ def test_png_selection(text, selection):
 )  # fmt: skip
 def test_impossible_png_selections(text):
     (line,) = problems(HeatmapsConfig, "", [*HEATMAPS, f"png.select={text}"])
-    assert line.startswith(
-        "png.select: expected all, none, top:N or bottom:N (N a whole number >= 1), or sample:F"
-    )
+    assert line.startswith("png.select: expected all, none, top:N or bottom:N (N a whole number >= 1), or sample:F")
 
 
 @pytest.mark.parametrize(

@@ -116,9 +116,7 @@ for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):
     except ImageError as error:
         print(path.name, error.reason)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
     assert "large.png too many pixels" in done.stdout
     assert "samples.tiff corrupt" in done.stdout
     assert done.stderr == ""
@@ -268,13 +266,9 @@ def test_32_bit_samples_have_no_white() -> None:
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        pytest.param(
-            png(8, 6, [bytes([200, 30, 40, 255, 200, 30, 40, 51])]), [RED, (244, 210, 212)], id="rgba"
-        ),
+        pytest.param(png(8, 6, [bytes([200, 30, 40, 255, 200, 30, 40, 51])]), [RED, (244, 210, 212)], id="rgba"),
         pytest.param(png(8, 4, [bytes([100, 255, 100, 51])]), [(100,) * 3, (224,) * 3], id="grey, alpha"),
-        pytest.param(
-            png(16, 4, [bytes([100, 0, 255, 255, 7, 0, 0, 0])]), [(100,) * 3, (255,) * 3], id="16 bit LA"
-        ),
+        pytest.param(png(16, 4, [bytes([100, 0, 255, 255, 7, 0, 0, 0])]), [(100,) * 3, (255,) * 3], id="16 bit LA"),
         pytest.param(png(8, 0, [bytes([7, 9])], b"\0\x09"), [(7,) * 3, (255,) * 3], id="transparent grey"),
         pytest.param(
             png(16, 0, [struct.pack(">2H", 25700, 999)], struct.pack(">H", 999)),
@@ -308,15 +302,11 @@ FUZZED = {
     "jpeg": encode(Image.fromarray(noise(24, 40)), "JPEG", exif=exif(6)),
     "progressive jpeg": encode(Image.fromarray(noise(24, 40)), "JPEG", progressive=True),
     "cmyk jpeg": encode(Image.fromarray(noise(24, 40)).convert("CMYK"), "JPEG"),
-    "mpo": encode(
-        Image.fromarray(noise(24, 40)), "MPO", save_all=True, append_images=[Image.new("RGB", (40, 24))]
-    ),
+    "mpo": encode(Image.fromarray(noise(24, 40)), "MPO", save_all=True, append_images=[Image.new("RGB", (40, 24))]),
     "png": encode(Image.fromarray(noise(24, 40)), "PNG", exif=exif(5)),
     "palette png": encode(Image.fromarray(noise(24, 40)).convert("P"), "PNG", transparency=3),
     "webp": encode(Image.fromarray(noise(24, 40)), "WEBP", exif=exif(8)),
-    "gif": encode(
-        Image.fromarray(noise(24, 40)), "GIF", save_all=True, append_images=[Image.new("RGB", (40, 24))]
-    ),
+    "gif": encode(Image.fromarray(noise(24, 40)), "GIF", save_all=True, append_images=[Image.new("RGB", (40, 24))]),
     "bmp": encode(Image.fromarray(noise(24, 40)), "BMP"),
     "tiff": encode(Image.fromarray(noise(24, 40)), "TIFF"),
     "lzw tiff": encode(Image.fromarray(noise(24, 40)), "TIFF", compression="tiff_lzw"),
@@ -405,9 +395,7 @@ def test_pil_images_equal_their_files() -> None:
     np.testing.assert_array_equal(as_rgb_array(Image.fromarray(picture())), picture())
 
 
-@pytest.mark.parametrize(
-    "mode", ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"]
-)
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"])
 def test_every_mode_of_white_is_white(mode: str) -> None:
     white = Image.new("RGB", (3, 2), "white")
     if mode in ("La", "RGBa"):
@@ -458,27 +446,19 @@ def test_lazily_opened_file_that_is_broken() -> None:
     # The longer side of the resized image is a whole, even number for each of these.
     [(512, 512), (640, 512), (768, 1152), (256, 256), (320, 256), (128, 160), (1000, 500), (300, 900)],
 )
-def test_center_crop_equals_torchvision_where_sizes_are_whole(
-    width: int, height: int, interpolation: str
-) -> None:
+def test_center_crop_equals_torchvision_where_sizes_are_whole(width: int, height: int, interpolation: str) -> None:
     """Bit-equal to resize-then-crop: measured difference 0 levels for every size here."""
     geometry = dataclasses.replace(PRESET, interpolation=interpolation)
     image = noise(height, width)
     pixels, _ = geometry.apply(image)
-    transform = v2.Compose(
-        [v2.Resize(256, v2.InterpolationMode(interpolation), antialias=True), v2.CenterCrop(224)]
-    )
+    transform = v2.Compose([v2.Resize(256, v2.InterpolationMode(interpolation), antialias=True), v2.CenterCrop(224)])
     expected = np.asarray(transform(Image.fromarray(image)))
     np.testing.assert_array_equal(_center_crop_reference(image, geometry), expected)
     np.testing.assert_array_equal(pixels, expected)
 
 
-@pytest.mark.parametrize(
-    ("width", "height"), [(500, 375), (375, 500), (1023, 767), (225, 401), (3000, 701), (30, 41)]
-)
-def test_center_crop_is_shifted_by_less_than_a_pixel_from_torchvision_elsewhere(
-    width: int, height: int
-) -> None:
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (1023, 767), (225, 401), (3000, 701), (30, 41)])
+def test_center_crop_is_shifted_by_less_than_a_pixel_from_torchvision_elsewhere(width: int, height: int) -> None:
     """torchvision rounds the longer side down and the margins to whole pixels.
 
     So its crop is off the middle by half an input pixel where a margin is odd, and stretched by less than one

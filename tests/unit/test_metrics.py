@@ -77,7 +77,9 @@ def test_undefined_resamples_are_left_out_and_counted():
     interval = regression_metrics(predicted, rated, resamples=500)["plcc"]
     assert constant > 0
     assert interval.undefined_resamples == constant
-    assert interval.low == pytest.approx(pearsonr(predicted, rated).statistic)  # two distinct images correlate perfectly
+    assert interval.low == pytest.approx(
+        pearsonr(predicted, rated).statistic
+    )  # two distinct images correlate perfectly
     assert interval.high == pytest.approx(1)
 
 

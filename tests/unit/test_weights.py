@@ -128,7 +128,10 @@ def test_densenet_files_with_old_names_load(tmp_path: Path) -> None:
         old[key] = value
     assert "features.denseblock1.denselayer1.norm.1.running_mean" in old
     assert "features.denseblock2.denselayer2.conv.2.weight" in old
-    assert rename_densenet_key("features.denseblock1.denselayer1.norm.1.bias") == "features.denseblock1.denselayer1.norm1.bias"
+    assert (
+        rename_densenet_key("features.denseblock1.denselayer1.norm.1.bias")
+        == "features.denseblock1.denselayer1.norm1.bias"
+    )
     assert rename_densenet_key("features.norm5.weight") == "features.norm5.weight"
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -174,7 +177,9 @@ def _changed(state: State, key: str, value: Tensor) -> State:
         ),
     ],
 )
-def test_misfitting_state_dict_is_refused_and_every_key_named(change: Any, said: str, state: State, tmp_path: Path) -> None:
+def test_misfitting_state_dict_is_refused_and_every_key_named(
+    change: Any, said: str, state: State, tmp_path: Path
+) -> None:
     path = save(tmp_path / "w.pth", change(state))
     with pytest.raises(WeightsError) as caught:
         load_backbone("tiny", weights=str(path))
@@ -371,7 +376,9 @@ def test_published_weights_with_another_digest_are_refused_and_not_kept(
     assert not list((tmp_path / "cache").rglob("*.pth"))
 
 
-def test_digest_of_the_first_download_holds_where_none_is_published(server: Server, state: State, tmp_path: Path) -> None:
+def test_digest_of_the_first_download_holds_where_none_is_published(
+    server: Server, state: State, tmp_path: Path
+) -> None:
     digest = sha256_of(save(server.folder / "w.pth", state))
     spec = published(f"{server.address}/w.pth", None)
     assert load_backbone(spec, cache=tmp_path / "cache").weights.fingerprint == digest
@@ -382,7 +389,9 @@ def test_digest_of_the_first_download_holds_where_none_is_published(server: Serv
     assert str(kept) in str(caught.value)
 
 
-def test_safetensors_load_from_any_fsspec_address(state: State, images: Tensor, expected: Tensor, tmp_path: Path) -> None:
+def test_safetensors_load_from_any_fsspec_address(
+    state: State, images: Tensor, expected: Tensor, tmp_path: Path
+) -> None:
     fsspec.filesystem("memory").pipe_file("/weights-test/w.safetensors", safetensors.torch.save(state))
     for address in ("memory://weights-test/w.safetensors", save(tmp_path / "w.safetensors", state).as_uri()):
         torch.testing.assert_close(load_backbone("tiny", weights=address, cache=tmp_path)(images), expected)
@@ -425,5 +434,7 @@ def test_vanished_remote_file_is_an_error_that_names_it(server: Server, tmp_path
 
 
 def test_backbone_without_published_weights_says_what_to_do() -> None:
-    with pytest.raises(WeightsError, match="tiny has no published weights; give a file or weights='random' with a seed"):
+    with pytest.raises(
+        WeightsError, match="tiny has no published weights; give a file or weights='random' with a seed"
+    ):
         load_backbone("tiny")

@@ -1,0 +1,189 @@
+"""AIS of the similarity objective: how much each feature map adds to the agreement with human similarity.
+
+From *Explaining Human Comparisons using Alignment-Importance Heatmaps* (Truong, Pesenti and Hasson, arXiv 2409.16292).
+N images, C maps, D embedding coordinates. The model's similarity of two images is the Pearson correlation of their
+embeddings (``numpy.corrcoef``); its agreement with people is the Pearson correlation between the upper triangles of
+that matrix and of the human one.
+
+Ablating map k changes one column of the embeddings on a channelwise tail, from ``e`` to ``r``. The Gram matrix then
+changes by ``r rᵀ - e eᵀ`` and the row sums by ``r - e``, so that every leave-one-out correlation matrix costs O(N²)
+instead of O(N² D). Everything is float64: Gram matrices of raw embeddings lose half of their digits to the means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from ais.errors import AisError
+
+_NUMBERS_AT_ONCE = 2**22
+
+
+class SimilarityError(AisError):
+    """A human similarity matrix cannot be used as it is."""
+
+
+def check_human_matrix(human: np.ndarray, images: int) -> np.ndarray:
+    """Return a human similarity matrix as float64 ``(N, N)``, or refuse it.
+
+    Args:
+        human: similarities (larger is more alike); the diagonal is never read and may be anything.
+        images: N.
+
+    Raises:
+        SimilarityError: it is not square, of another size, not symmetric, has values that are not finite or are all the
+            same, or there are fewer than 3 images.
+    """
+    if human.ndim != 2 or human.shape[0] != human.shape[1]:
+        raise SimilarityError(f"the human matrix has shape {human.shape}; it must be square, one row and column an image")
+    if len(human) != images:
+        raise SimilarityError(f"the human matrix is of {len(human)} images, the list has {images}")
+    if images < 3:
+        raise SimilarityError(f"{images} images have no pattern of similarity; at least 3 are needed")
+    human = human.astype(np.float64)
+    above = upper_triangle(human)
+    if not np.isfinite(above).all():
+        row, column = np.argwhere(~np.isfinite(human) & ~np.eye(images, dtype=bool))[0]
+        raise SimilarityError(f"the human matrix is not finite at row {row}, column {column} (counted from 0)")
+    uneven = np.abs(human - human.T)
+    np.fill_diagonal(uneven, 0)
+    if uneven.max() > 1e-6 * max(1.0, float(np.abs(above).max())):
+        row, column = np.unravel_index(int(uneven.argmax()), uneven.shape)
+        raise SimilarityError(
+            f"the human matrix is not symmetric: {human[row, column]:g} at row {row}, column {column}, and "
+            f"{human[column, row]:g} the other way; average it with its transpose if both are measurements"
+        )
+    if np.ptp(above) == 0:
+        raise SimilarityError(f"all human similarities are {above[0]:g}; nothing can agree with that")
+    return human
+
+
+def upper_triangle(matrices: np.ndarray) -> np.ndarray:
+    """Return the pairs i < j of ``(…, N, N)`` as ``(…, N (N - 1) / 2)``."""
+    rows, columns = np.triu_indices(matrices.shape[-1], k=1)
+    return matrices[..., rows, columns]
+
+
+def pearson(values: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Pearson correlation of ``(…, P)`` with ``(P,)`` or ``(…, P)`` along the last axis; 0 where one is constant."""
+    values = values - values.mean(-1, keepdims=True)
+    target = target - target.mean(-1, keepdims=True)
+    norm = np.sqrt((values**2).sum(-1) * (target**2).sum(-1))
+    product = (values * target).sum(-1)
+    return np.divide(product, norm, out=np.zeros_like(product), where=norm > 0)
+
+
+def alignment(embeddings: np.ndarray, human: np.ndarray) -> float:
+    """R: Pearson correlation between the upper triangles of ``corrcoef(embeddings)`` and of the human matrix."""
+    return float(pearson(upper_triangle(np.corrcoef(embeddings.astype(np.float64))), upper_triangle(human)))
+
+
+def collective_ais(embeddings: np.ndarray, replacements: np.ndarray, first: int, human: np.ndarray) -> np.ndarray:
+    """Collective AIS ``(C,)``: ``R²(all maps) - R²(without map k)``, k ablated in every image; channelwise tails.
+
+    Args:
+        embeddings: ``(N, D)`` intact.
+        replacements: ``(N, C)`` value of coordinate ``first + k`` with map k ablated.
+        first: coordinate of map 0.
+        human: ``(N, N)``, checked by `check_human_matrix`.
+    """
+    count, dimensions = embeddings.shape
+    maps = replacements.shape[1]
+    # Correlations do not change when every coordinate is shifted alike; a shift keeps the squares small.
+    shift = float(embeddings.mean())
+    intact, replaced = embeddings.astype(np.float64) - shift, replacements.astype(np.float64) - shift
+    gram, sums = intact @ intact.T, intact.sum(1)
+    owned = intact[:, first : first + maps]
+    target = upper_triangle(human)
+    without = np.empty(maps)
+    step = max(1, _NUMBERS_AT_ONCE // (count * count))
+    for start in range(0, maps, step):
+        old, new = owned[:, start : start + step].T, replaced[:, start : start + step].T  # (c, N)
+        changed = gram + new[:, :, None] * new[:, None, :] - old[:, :, None] * old[:, None, :]
+        total = sums + new - old
+        without[start : start + step] = pearson(upper_triangle(_correlations(changed, total, dimensions)), target)
+    return alignment(embeddings, human) ** 2 - without**2
+
+
+def collective_ais_of(ablated: Iterable[np.ndarray], embeddings: np.ndarray, human: np.ndarray) -> np.ndarray:
+    """Collective AIS ``(C,)`` for any tail, from the ablated embeddings ``(N, D)`` of map 0, 1, 2, …"""
+    without = np.array([alignment(changed, human) for changed in ablated])
+    return alignment(embeddings, human) ** 2 - without**2
+
+
+def individual_ais(embeddings: np.ndarray, replacements: np.ndarray, first: int, human: np.ndarray) -> np.ndarray:
+    """Individual AIS ``(N, C)``: ``r_i - r_i(k)``, only image i's map k ablated; channelwise tails.
+
+    ``r_i`` is the correlation, over the other images j, of the model's similarity of i and j with the human one.
+
+    Args:
+        embeddings: ``(N, D)`` intact.
+        replacements: ``(N, C)`` value of coordinate ``first + k`` with map k ablated.
+        first: coordinate of map 0.
+        human: ``(N, N)``, checked by `check_human_matrix`.
+    """
+    count, dimensions = embeddings.shape
+    maps = replacements.shape[1]
+    shift = float(embeddings.mean())
+    intact = embeddings.astype(np.float64) - shift
+    change = replacements.astype(np.float64) - shift - intact[:, first : first + maps]  # (N, C)
+    gram, sums = intact @ intact.T, intact.sum(1)
+    spread = np.sqrt(np.diag(gram) - sums**2 / dimensions)  # (N,) norm of a centred embedding
+    result = np.empty((count, maps))
+    for i in range(count):
+        others = np.arange(count) != i
+        delta = change[i]  # (C,)
+        products = gram[i, others] + delta[:, None] * intact[others, first : first + maps].T  # (C, N - 1)
+        total = sums[i] + delta
+        square = gram[i, i] + delta * (2 * intact[i, first : first + maps] + delta)
+        norm = np.sqrt(np.maximum(square - total**2 / dimensions, 0))
+        centred = products - total[:, None] * sums[others] / dimensions
+        similarity = np.divide(
+            centred, norm[:, None] * spread[others], out=np.zeros_like(centred), where=norm[:, None] > 0
+        )
+        now = (gram[i, others] - sums[i] * sums[others] / dimensions) / (spread[i] * spread[others])
+        result[i] = pearson(now, human[i, others]) - pearson(similarity, human[i, others])
+    return result
+
+
+def _correlations(grams: np.ndarray, sums: np.ndarray, dimensions: int) -> np.ndarray:
+    """``corrcoef`` of rows from their Gram matrices ``(c, N, N)`` and sums ``(c, N)``."""
+    centred = grams - sums[:, :, None] * sums[:, None, :] / dimensions
+    norms = np.sqrt(np.diagonal(centred, axis1=1, axis2=2))
+    return centred / (norms[:, :, None] * norms[:, None, :])
+
+
+def collective_ais_reference(
+    embeddings: np.ndarray, replacements: np.ndarray, first: int, human: np.ndarray
+) -> np.ndarray:
+    """The slow, obvious twin of `collective_ais`: replace the column, correlate everything again."""
+    full = alignment(embeddings, human) ** 2
+    result = np.empty(replacements.shape[1])
+    for k in range(len(result)):
+        changed = embeddings.astype(np.float64).copy()
+        changed[:, first + k] = replacements[:, k]
+        rows, columns = np.triu_indices(len(human), k=1)
+        similarity = np.corrcoef(changed)
+        result[k] = full - np.corrcoef(similarity[rows, columns], human[rows, columns])[0, 1] ** 2
+    return result
+
+
+def individual_ais_reference(
+    embeddings: np.ndarray, replacements: np.ndarray, first: int, human: np.ndarray
+) -> np.ndarray:
+    """The slow, obvious twin of `individual_ais`: one image and one map at a time."""
+    count, maps = replacements.shape
+    intact = embeddings.astype(np.float64)
+    result = np.empty((count, maps))
+    for i in range(count):
+        others = [j for j in range(count) if j != i]
+        rated = human[i, others]
+        now = [np.corrcoef(intact[i], intact[j])[0, 1] for j in others]
+        for k in range(maps):
+            changed = intact[i].copy()
+            changed[first + k] = replacements[i, k]
+            without = [np.corrcoef(changed, intact[j])[0, 1] for j in others]
+            result[i, k] = np.corrcoef(now, rated)[0, 1] - np.corrcoef(without, rated)[0, 1]
+    return result

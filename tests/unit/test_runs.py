@@ -1,0 +1,326 @@
+"""The run folder: listings, manifest, what is done, what is missing. All on real files of a local disk."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ais.errors import RunError, StorageError
+from ais.runs import (
+    ERRORS_SCHEMA,
+    MANIFEST_SCHEMA,
+    Accounting,
+    ListedImage,
+    Run,
+    list_images,
+    read_column,
+    results_schema,
+    write_table,
+)
+from ais.storage import Storage
+
+STORAGE = Storage()
+ODD_NAMES = [
+    "with space.png",
+    "ünïcode 画像.png",
+    "hash#1.png",
+    "question?.png",
+    "percent%20.png",
+    "new\nline.png",
+    "a::b.png",
+    "s3:file.png",
+    "[brackets].png",
+    "~tilde.png",
+    "UPPER.JPG",
+]
+
+
+def touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * len(path.name))
+
+
+def listed(address: Path | str) -> list[str]:
+    return [image.uri for image in list_images(str(address), STORAGE)]
+
+
+class TestListImages:
+    def test_a_folder_is_walked_in_the_order_of_names_and_other_files_are_counted(self, tmp_path: Path) -> None:
+        images = [tmp_path / "a.png", tmp_path / "b" / "same.jpg", tmp_path / "c" / "d" / "same.jpg"]
+        touch(*reversed(images))
+        others = ["b/notes.txt", "b/more.TXT", "Makefile", ".hidden.png", ".git/object.png"]
+        touch(*(tmp_path / name for name in others))
+        listing = list_images(str(tmp_path), STORAGE)
+        found = list(listing)
+        assert [image.uri for image in found] == [str(path) for path in images]
+        assert [image.size for image in found] == [5, 8, 8]
+        assert [image.mtime for image in found] == [path.stat().st_mtime for path in images]
+        assert listing.ignored == Counter({".txt": 2, "(no suffix)": 1, ".png": 1})
+
+    def test_every_character_of_a_name_is_taken_literally(self, tmp_path: Path) -> None:
+        paths = [tmp_path / "[odd] ?#% folder" / name for name in ODD_NAMES]
+        touch(*paths)
+        assert sorted(listed(paths[0].parent)) == sorted(map(str, paths))
+        for uri in listed(paths[0].parent):
+            assert STORAGE.open(uri).read_bytes() == b"x" * len(Path(uri).name)
+
+    def test_a_name_that_is_not_utf8_is_listed_escaped(self, tmp_path: Path) -> None:
+        (Path(os.fsdecode(os.fsencode(tmp_path) + b"/latin\xe9.png"))).write_bytes(b"x")
+        assert listed(tmp_path) == [f"{tmp_path}/latin\\udce9.png"]
+
+    def test_folders_named_like_images_are_walked_and_links_to_folders_are_not(self, tmp_path: Path) -> None:
+        touch(tmp_path / "folder.jpg" / "a.png")
+        (tmp_path / "link.png").symlink_to(tmp_path / "folder.jpg" / "a.png")
+        (tmp_path / "around").symlink_to(tmp_path)
+        os.mkfifo(tmp_path / "pipe.jpg")
+        names = ["folder.jpg/a.png", "link.png", "pipe.jpg"]
+        assert listed(tmp_path) == [str(tmp_path / name) for name in names]
+
+    def test_a_glob_takes_files_whatever_their_suffix(self, tmp_path: Path) -> None:
+        touch(tmp_path / "a" / "1.png", tmp_path / "a" / "2.dat", tmp_path / "b" / "3.png", tmp_path / "4.png")
+        assert listed(tmp_path / "*" / "*.png") == [str(tmp_path / "a/1.png"), str(tmp_path / "b/3.png")]
+        assert listed(tmp_path / "a" / "*") == [str(tmp_path / "a/1.png"), str(tmp_path / "a/2.dat")]
+        assert listed(tmp_path / "**" / "*.png") == [str(tmp_path / name) for name in ("4.png", "a/1.png", "b/3.png")]
+
+    def test_one_image(self, tmp_path: Path) -> None:
+        touch(tmp_path / "one.png")
+        assert listed(tmp_path / "one.png") == [str(tmp_path / "one.png")]
+
+    @pytest.mark.parametrize("suffix", ["csv", "parquet"])
+    def test_relative_addresses_of_a_list_start_at_its_folder(self, tmp_path: Path, suffix: str) -> None:
+        table = pa.table(
+            {
+                "uri": ["/abs/a.png", *ODD_NAMES, "s3://bucket/key.png"],
+                "etag": ["007", *["e"] * len(ODD_NAMES), None],
+                "size": [1, *[None] * len(ODD_NAMES), 2],
+                "label": ["x"] * (len(ODD_NAMES) + 2),
+            }
+        )
+        path = tmp_path / f"list.{suffix}"
+        (pa.csv.write_csv if suffix == "csv" else pq.write_table)(table, path)
+        images = list(list_images(str(path), STORAGE))
+        relative = [str(tmp_path / name) for name in ODD_NAMES]
+        assert [image.uri for image in images] == ["/abs/a.png", *relative, "s3://bucket/key.png"]
+        assert (images[0].etag, images[0].size, images[-1].size) == ("007", 1, 2)
+
+    def test_a_list_of_many_names_with_newlines(self, tmp_path: Path) -> None:
+        names = [f"name {number}\nof two lines.png" for number in range(80_000)]  # over a block of Arrow's reader
+        pa.csv.write_csv(pa.table({"uri": names}), tmp_path / "list.csv")
+        assert listed(tmp_path / "list.csv") == [str(tmp_path / name) for name in names]
+
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            ("a.csv", "image,score\nx.png,1\n", "no column 'uri'.*it has image, score"),
+            ("a.csv", "", "cannot be read as a list of images"),
+            ("a.csv", "uri,size\nx.png,large\n", "cannot be read as a list of images.*large"),
+            ("a.csv", "uri,size\nx.png,1\n,2\n", "a row with an empty 'uri'"),
+            ("a.parquet", "not Parquet", "cannot be read as a list of images"),
+        ],
+    )
+    def test_unusable_lists(self, tmp_path: Path, name: str, content: str, message: str) -> None:
+        (tmp_path / name).write_text(content)
+        with pytest.raises(StorageError, match=message):
+            listed(tmp_path / name)
+
+    def test_a_list_of_anything_but_text(self, tmp_path: Path) -> None:
+        pq.write_table(pa.table({"uri": [None, "a.png"]}), tmp_path / "null.parquet")
+        with pytest.raises(StorageError, match="empty 'uri'"):
+            listed(tmp_path / "null.parquet")
+        pq.write_table(pa.table({"uri": [["a.png"]]}), tmp_path / "nested.parquet")
+        with pytest.raises(StorageError, match="cannot be read as a list"):
+            listed(tmp_path / "nested.parquet")
+        pq.write_table(pa.table({"uri": pa.array(["a.png"]).dictionary_encode()}), tmp_path / "coded.parquet")
+        assert listed(tmp_path / "coded.parquet") == [str(tmp_path / "a.png")]
+
+    def test_nothing_there(self, tmp_path: Path) -> None:
+        with pytest.raises(StorageError, match="missing.*does not exist: give a folder, a glob"):
+            listed(tmp_path / "missing")
+
+    def test_a_folder_that_cannot_be_read_is_an_error_not_a_gap(self, readable_by_all: Path) -> None:
+        touch(readable_by_all / "open" / "a.png", readable_by_all / "open" / "closed" / "b.png")
+        (readable_by_all / "open" / "closed").chmod(0)
+        code = f"list(list_images({str(readable_by_all)!r}, Storage()))"
+        answer = as_nobody(code, imports="from ais.runs import list_images\nfrom ais.storage import Storage")
+        assert "StorageError" in answer
+        assert f"{readable_by_all}/open/closed' cannot be walked" in answer
+
+
+@pytest.fixture
+def readable_by_all() -> Iterator[Path]:
+    """A folder that other users reach too, unlike pytest's own."""
+    with tempfile.TemporaryDirectory(prefix="ais-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+        for path in Path(folder).rglob("closed"):
+            path.chmod(0o755)
+
+
+def as_nobody(code: str, imports: str) -> str:
+    """Run code in a process that is not root, for whom permissions mean something; return what it says."""
+    drop = "import os\nif os.geteuid() == 0:\n    os.setgroups([])\n    os.setgid(65534)\n    os.setuid(65534)"
+    script = "\n".join((imports, drop, code))
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr
+
+
+def test_the_version_of_an_image_is_its_etag_or_size_and_time() -> None:
+    assert ListedImage("a", size=3, etag="e", mtime=1.5).version == "e"
+    assert ListedImage("a", size=3, mtime=1.5).version == "3-1.5"
+    assert ListedImage("a", size=3, mtime=1.5).version != ListedImage("a", size=3, mtime=1.25).version
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run.at(str(tmp_path), "first", STORAGE)
+
+
+def set_out(run: Run, count: int = 6) -> None:
+    run.set_out([ListedImage(f"/i/{n}.png", size=n) for n in range(count)], "images: /i\n", {"backbone": "tiny"})
+
+
+def write_results(run: Run, name: str, ids: Sequence[int]) -> None:
+    count = len(ids)
+    columns = [
+        pa.array(ids),
+        [f"/i/{n}.png" for n in ids],
+        pa.nulls(count, pa.string()),
+        pa.array([4] * count, pa.int32()),
+        pa.array([3] * count, pa.int32()),
+        pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(4 * count, np.float32)), 4),
+        pa.array(np.zeros(count, np.float32)),
+        pa.nulls(count, pa.float32()),
+        pa.FixedShapeTensorArray.from_numpy_ndarray(np.zeros((count, 2, 2), np.float32)),
+        pa.nulls(count, pa.string()),
+    ]
+    write_table(run.results / f"{name}.parquet", pa.table(columns, schema=results_schema((2, 2))))
+
+
+def write_errors(run: Run, name: str, ids: Sequence[int], reason: str = "truncated") -> None:
+    rows = [
+        {"image_id": n, "uri": f"/i/{n}.png", "etag": None, "stage": "decode", "reason": reason, "error": reason}
+        for n in ids
+    ]
+    write_table(run.errors / f"{name}.parquet", pa.Table.from_pylist(rows, ERRORS_SCHEMA))
+
+
+class TestRun:
+    def test_setting_out_writes_manifest_configuration_and_record(self, run: Run, tmp_path: Path) -> None:
+        assert run.record() is None
+        set_out(run, 3)
+        manifest = pq.read_table(tmp_path / "runs/first/manifest/part-00000.parquet")
+        assert manifest.schema.equals(MANIFEST_SCHEMA)
+        assert manifest.to_pydict() == {
+            "image_id": [0, 1, 2],
+            "uri": ["/i/0.png", "/i/1.png", "/i/2.png"],
+            "size": [0, 1, 2],
+            "etag": [None] * 3,
+            "mtime": [None] * 3,
+        }
+        assert (tmp_path / "runs/first/config.yaml").read_text() == "images: /i\n"
+        record = run.record()
+        assert record is not None
+        assert (record["images"], record["backbone"]) == (3, "tiny")
+        assert run.summary() is None
+        assert run.run_id == "first"
+
+    def test_an_interrupted_listing_is_replaced(self, run: Run) -> None:
+        (run.manifest / "part-00007.parquet").write_bytes(b"of a longer listing")
+        set_out(run)
+        assert [part.path.rsplit("/", 1)[-1] for part in run.manifest.files()] == ["part-00000.parquet"]
+
+    def test_ids_go_on_over_the_parts_of_a_long_manifest(self, run: Run) -> None:
+        set_out(run, 100_001)
+        first, second = run.manifest.files("*.parquet")
+        assert len(read_column(first, "image_id")) == 100_000
+        assert read_column(second, "image_id").tolist() == [100_000]
+
+    def test_no_images_leaves_no_folder(self, run: Run, tmp_path: Path) -> None:
+        with pytest.raises(RunError, match="no images"):
+            set_out(run, 0)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_done_and_account(self, run: Run) -> None:
+        write_results(run, "part-a-0", [0, 2])
+        write_errors(run, "part-a-0", [1])
+        write_errors(run, "part-b-0", [5], "corrupt")
+        assert run.done(6).tolist() == [True, True, True, False, False, True]
+        assert run.account(6) == Accounting(6, 2, 2, 2, 0, {"decode: truncated": 1, "decode: corrupt": 1})
+        assert not run.account(6).whole
+        write_results(run, "part-b-1", [3, 4])
+        assert run.account(6).whole
+        assert run.account(6).error_share == pytest.approx(2 / 6)
+
+    def test_an_image_that_is_there_twice_is_found(self, run: Run) -> None:
+        write_results(run, "part-a-0", [0, 1])
+        write_errors(run, "part-a-0", [1])
+        accounting = run.account(2)
+        assert (accounting.missing, accounting.repeated, accounting.whole) == (0, 1, False)
+
+    def test_a_damaged_shard_is_named(self, run: Run) -> None:
+        (run.results / "part-a-0.parquet").write_bytes(b"PAR1 damaged")
+        with pytest.raises(RunError, match=r"part-a-0\.parquet.*delete it and start the run again"):
+            run.done(1)
+
+    def test_only_pictures_without_results_are_orphans(self, run: Run) -> None:
+        write_results(run, "part-a-0", [0])
+        write_errors(run, "part-a-1", [1])
+        for name in ("part-a-0", "part-a-1", "part-b-0", "top-000000"):
+            (run.png / f"{name}.tar").write_bytes(b"")
+        assert run.remove_orphans() == 2
+        assert [shard.path.rsplit("/", 1)[-1] for shard in run.png.files()] == ["part-a-0.tar", "top-000000.tar"]
+
+    def test_the_summary_completes_a_run(self, run: Run) -> None:
+        run.finish({"images": 3})
+        assert run.summary() == {"images": 3}
+
+    def test_a_damaged_record_is_named(self, run: Run) -> None:
+        (run.folder / "run.json").write_bytes(b'{"images": 3')
+        with pytest.raises(RunError, match=r"run\.json' is not JSON"):
+            run.record()
+
+
+class TestWriting:
+    def test_replaces_and_leaves_no_partial_names(self, run: Run, tmp_path: Path) -> None:
+        place = run.folder / "file"
+        place.write_bytes(b"first")
+        place.write_bytes(b"second")
+        assert [path.name for path in (tmp_path / "runs/first").iterdir()] == ["file"]
+        assert place.read_bytes() == b"second"
+
+    def test_a_failing_write_keeps_what_was_there(
+        self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (run.folder / "file").write_bytes(b"old")
+
+        def fail(_: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", fail)  # the only way to a full disk here
+        with pytest.raises(StorageError, match=r"file' cannot be written.*No space left"):
+            (run.folder / "file").write_bytes(b"new")
+        assert [path.name for path in (tmp_path / "runs/first").iterdir()] == ["file"]
+        assert (run.folder / "file").read_bytes() == b"old"
+
+    def test_a_place_that_cannot_be(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_bytes(b"")
+        run = Run.at(str(tmp_path / "file"), "first", STORAGE)
+        assert run.record() is None
+        assert run.results.files() == []
+        with pytest.raises(StorageError, match="cannot be written: NotADirectoryError"):
+            set_out(run)
+
+    def test_reading_stops_just_beyond_the_limit(self, run: Run) -> None:
+        (run.folder / "file").write_bytes(b"0123456789")
+        assert (run.folder / "file").read_bytes(limit=4) == b"01234"
+        assert (run.folder / "file").read_bytes(limit=10) == b"0123456789"
