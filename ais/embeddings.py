@@ -92,10 +92,10 @@ class EmbeddingCache:
             embeddings[indices] = values[rows]
             found[indices] = True
         if embeddings is None or not found.all():
-            absent = keys[int(np.argmin(found))] if len(keys) else None
+            absent = int((~found).sum())
             raise StorageError(
-                f"{self.folder.address!r} lacks {int((~found).sum())} of {len(keys)} embeddings, among them that of {absent};"
-                " start the same command again to compute them"
+                f"{self.folder.address!r} lacks {absent} of {len(keys)} embeddings, such as that of "
+                f"{keys[int(found.argmin())]}; start the same command again to compute them"
             )
         return embeddings
 
@@ -159,4 +159,6 @@ def _embeddings(part: _Part) -> NDArray[np.float32]:
 
 
 def _unusable(place: Folder, reason: str) -> StorageError:
-    return StorageError(f"{place.address!r} is not a part of this embedding cache: {reason}; delete the file and start again")
+    return StorageError(
+        f"{place.address!r} is not a part of this embedding cache: {reason}; delete the file and start again"
+    )

@@ -31,8 +31,8 @@ RATING_FORMULA = (
 )
 
 _CROP_SHARE = 224 / 256
-# Uniform radii between these give discs of 2.0% to 12.6% of size², 6.5% on average: of the 7×7 cells that a ResNet looks
-# with, the smallest disc still covers one and the largest leaves most to miss.
+# Uniform radii between these give discs of 2.0% to 12.6% of size², 6.5% on average. The smallest is still as large as
+# one of the 7×7 cells that a ResNet sees, without which pointing into it would be luck.
 _RADIUS_SHARES = (0.08, 0.20)
 # A square of the largest side fits into a corner of the crop whatever the disc: see _second_box.
 _SECOND_SIDE_SHARES = (0.10, 0.22)
@@ -213,7 +213,7 @@ def _paint(spec: PlantedSpec, index: int, image: PlantedImage) -> NDArray[np.uin
     rng = np.random.default_rng([spec.seed, index, 1])
     canvas = _background(rng, image.width, image.height)
     canvas[_disc_mask(image)] = _stripes(rng, spec.size, image)[_disc_mask(image)]
-    canvas[_second_mask(image)] = rng.uniform(60, 195, size=3)
+    canvas[_second_mask(image)] = rng.choice([60, 180], size=3) + rng.uniform(-20, 20, size=3)
     canvas += rng.normal(0, 4, size=canvas.shape)
     return np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
 

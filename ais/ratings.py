@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ais.config import RatingsConfig
 from ais.errors import RatingsError
-from ais.storage import Storage, is_local, scheme
+from ais.storage import Storage, scheme
 
 MIN_RATED = 10
 _SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
@@ -72,14 +72,13 @@ def read_ratings(config: RatingsConfig, storage: Storage) -> Ratings:
     if table.num_rows == 0:
         raise RatingsError(f"{config.path!r} has a header and no rows; at least {MIN_RATED} rated images are needed")
     images = _texts(table, config.image_column)
-    _refuse(
-        config, config.image_column, images, [not image.strip() for image in images], "no address; name an image or delete"
-    )
+    empty = [not image.strip() for image in images]
+    _refuse(config, config.image_column, images, empty, "no address; name an image, or delete the row")
     scores = _scores(table, config)
     kept = np.isfinite(scores)
     if config.missing == "error":
         shown = [str(value) for value in table[config.score_column].to_pylist()]
-        _refuse(config, config.score_column, shown, ~kept, "not finite; ratings.missing=skip leaves such rows out, counted")
+        _refuse(config, config.score_column, shown, ~kept, "not finite; ratings.missing=skip leaves such rows out")
     splits = _splits(table, config) if has_splits else None
     addresses = _addresses(images, config, storage)
 
@@ -98,7 +97,7 @@ def read_ratings(config: RatingsConfig, storage: Storage) -> Ratings:
     if splits is not None:
         divided = np.zeros(len(images), bool)
         divided[rows] = splits[rows] != splits[rows[first]][group]
-        _refuse(config, config.split_column, images, divided, "in another split before; put all rows of an image in one")
+        _refuse(config, config.split_column, splits.tolist(), divided, "in another split before; put an image in one")
     means = np.bincount(group, weights=scores[rows]) / np.maximum(np.bincount(group), 1)
     chosen = rows[first]
     ratings = Ratings(
@@ -205,8 +204,8 @@ def _addresses(images: Sequence[str], config: RatingsConfig, storage: Storage) -
         is_full = scheme(image) != "file" or image.startswith(("/", "file:", "local:", "~/"))
         target = storage.open(image if is_full else f"{root.address}/{image}")
         addresses.append(target.address)
-        same_store = is_local(target.address) == is_local(root.address) and scheme(target.address) == scheme(root.address)
-        outside.append((root.given or not is_full) and not (same_store and root.contains(target.path)))
+        inside = scheme(target.address) == scheme(root.address) and root.contains(target.path)
+        outside.append((root.given or not is_full) and not inside)
     if not config.allow_outside_root:
         reason = f"outside of {root.address!r}; ratings.allow_outside_root=true accepts it"
         _refuse(config, config.image_column, images, outside, reason)
@@ -231,7 +230,7 @@ def _refuse(
         return
     shown = ", ".join(f"row {row + 1} has {values[row]!r}" for row in rows[:_ROWS_SHOWN])
     more = f" and {len(rows) - _ROWS_SHOWN:,} more rows" if len(rows) > _ROWS_SHOWN else ""
-    raise RatingsError(f"{config.path!r}, column {column!r}: {shown}{more}: {reason} (rows count from 1 after the header)")
+    raise RatingsError(f"{config.path!r}, column {column!r}: {shown}{more}: {reason} (the row after the header is 1)")
 
 
 def _check_usable(ratings: Ratings, config: RatingsConfig) -> None:

@@ -3,6 +3,7 @@
 Writes everything under OUTPUT. Nothing is downloaded: the backbone has random weights, and the demo says so.
 """
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -68,7 +69,7 @@ def main(argv: list[str]) -> int:
     print("\n4. Does it point at the disc?\n")
     prepared = prepare_heatmaps(heatmaps_config(config, folder))
     game = play_pointing_game(prepared.run, planted.directory)
-    plcc = train.test_metrics(str(folder / "head"))["PLCC"]
+    plcc = json.loads((folder / "head" / "metrics.json").read_text())["test"]["PLCC"]
     print(f"PLCC        {plcc['value']:.3f} on the test split (95% interval {plcc['low']:.3f} to {plcc['high']:.3f})")
     print(f"pointing    {game.hit_rate:.2f} of {game.images} heatmaps have their maximum on the disc", end="")
     print(f"; by chance {game.chance:.2f}")

@@ -27,10 +27,12 @@ def test_leaves_room_for_two_tasks_on_every_cluster(cpus: int, gpus: int) -> Non
     assert 1 <= pools.fetch_actors <= cpus
 
 
-@pytest.mark.parametrize("actors", [{"fetch_actors": 9}, {"scoring_actors": 5}, {"fetch_actors": 9, "scoring_actors": 5}])
+@pytest.mark.parametrize(
+    "actors", [{"fetch_actors": 9}, {"scoring_actors": 5}, {"fetch_actors": 9, "scoring_actors": 5}]
+)
 @pytest.mark.parametrize("cpus", CPUS)
 def test_more_actors_than_cpus_share_them(cpus: int, actors: dict[str, int]) -> None:
-    pools = divide(ComputeConfig(**actors), cpus, 0)
+    pools = divide(ComputeConfig.model_validate(actors), cpus, 0)
     assert reserved_cpus(pools) + 2 * pools.task_cpus <= cpus + 1e-9
     assert pools.fetch_actors == actors.get("fetch_actors", pools.fetch_actors)
     assert pools.scoring_actors == actors.get("scoring_actors", pools.scoring_actors)

@@ -194,7 +194,9 @@ def test_given_importance_is_used_for_every_image(backbone: Backbone, arrays: li
         Explainer(backbone, head_with(0), importance=[1.0, 2.0, 3.0])
 
 
-def test_trained_bundle_is_loaded_and_others_refused(backbone: Backbone, arrays: list[np.ndarray], tmp_path: Path) -> None:
+def test_trained_bundle_is_loaded_and_others_refused(
+    backbone: Backbone, arrays: list[np.ndarray], tmp_path: Path
+) -> None:
     head = as_ensemble(head_with(0))
     save_head(str(tmp_path), head, backbone, "center_crop", {})
     loaded = load_head(str(tmp_path))
@@ -226,7 +228,7 @@ def test_inception_scores_and_refuses_heatmaps_with_the_reason(arrays: list[np.n
         expected = explainer.module(explainer.preprocess(arrays[:2]))
     assert expected.isfinite().all()
     torch.testing.assert_close(scores, expected)
-    with pytest.raises(BackboneError, match="inception_v3 gives no heatmaps: .*parallel branches"):
+    with pytest.raises(BackboneError, match=r"inception_v3 gives no heatmaps: .*parallel branches"):
         explainer(arrays[:2])
 
 

@@ -143,7 +143,7 @@ class TestListImages:
         assert listed(tmp_path / "coded.parquet") == [str(tmp_path / "a.png")]
 
     def test_nothing_there(self, tmp_path: Path) -> None:
-        with pytest.raises(StorageError, match="missing.*does not exist: give a folder, a glob"):
+        with pytest.raises(StorageError, match=r"missing.*does not exist: give a folder, a glob"):
             listed(tmp_path / "missing")
 
     def test_a_folder_that_cannot_be_read_is_an_error_not_a_gap(self, readable_by_all: Path) -> None:

@@ -114,9 +114,15 @@ def test_densenet_files_with_old_names_load(tmp_path: Path) -> None:
     """The published DenseNets say ``norm.1`` where today's torchvision says ``norm1``."""
     small = functools.partial(DenseNet, growth_rate=4, block_config=(2, 2), num_init_features=8, bn_size=2)
     spec = dataclasses.replace(
-        get_spec("densenet161"), name="small densenet", build=small, adapt=adapt_densenet,
-        input_size=64, resize_size=64, layer="features.denseblock2.denselayer2.conv2", embedding_size=16, corrections=(),
-    )  # fmt: skip
+        get_spec("densenet161"),
+        name="small densenet",
+        build=small,
+        adapt=adapt_densenet,
+        input_size=64,
+        resize_size=64,
+        layer="features.denseblock2.denselayer2.conv2",
+        embedding_size=16,
+    )
     network = small().eval()
     randomise_batch_norms(network)
     old = {}

@@ -1,0 +1,94 @@
+"""What a head or a similarity does with only some of the maps, added one after another from the top of a ranking.
+
+A map that is not (yet) added is ablated. On a channelwise tail its embedding coordinate has then the ablated value, so
+adding map k changes one column, and a whole curve over C maps costs about as much as one evaluation of all of them.
+N images, C maps, D coordinates, H hidden units.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ais.importance.similarity import _correlations, pearson, upper_triangle
+
+_NUMBERS_AT_ONCE = 2**22
+
+
+def similarity_curve(
+    embeddings: np.ndarray,
+    replacements: np.ndarray,
+    first: int,
+    order: np.ndarray,
+    humans: list[tuple[np.ndarray, np.ndarray]],
+) -> np.ndarray:
+    """R² with people after adding 0, 1, …, C maps in an order, on one or several subsets of the images.
+
+    Args:
+        embeddings: ``(N, D)`` intact.
+        replacements: ``(N, C)`` value of coordinate ``first + k`` with map k ablated.
+        first: coordinate of map 0.
+        order: ``(C,)`` maps, first added first.
+        humans: for each subset, its images ``(n,)`` and their human matrix ``(n, n)``.
+
+    Returns:
+        ``(subsets, C + 1)``.
+    """
+    maps, dimensions = replacements.shape[1], embeddings.shape[1]
+    shift = float(embeddings.mean())
+    intact, replaced = embeddings.astype(np.float64) - shift, replacements.astype(np.float64) - shift
+    present = intact.copy()
+    present[:, first : first + maps] = replaced
+    curves = np.empty((len(humans), maps + 1))
+    for row, (images, human) in enumerate(humans):
+        target = upper_triangle(human)
+        gram, sums = present[images] @ present[images].T, present[images].sum(1)
+        start_similarity = _correlations(gram[None], sums[None], dimensions)
+        curves[row, 0] = float(pearson(upper_triangle(start_similarity), target)[0]) ** 2
+        new = intact[np.ix_(images, first + order)].T  # (C, n), in the order of adding
+        old = replaced[np.ix_(images, order)].T
+        step = max(1, _NUMBERS_AT_ONCE // len(images) ** 2)
+        for start in range(0, maps, step):
+            part = slice(start, start + step)
+            changes = new[part, :, None] * new[part, None, :] - old[part, :, None] * old[part, None, :]
+            grams = gram + np.cumsum(changes, axis=0)
+            totals = sums + np.cumsum(new[part] - old[part], axis=0)
+            similarity = upper_triangle(_correlations(grams, totals, dimensions))
+            curves[row, 1 + start : 1 + start + len(grams)] = pearson(similarity, target) ** 2
+            gram, sums = grams[-1], totals[-1]
+    return curves
+
+
+def score_curve(
+    embeddings: np.ndarray,
+    replacements: np.ndarray,
+    first: int,
+    order: np.ndarray,
+    hidden: tuple[np.ndarray, np.ndarray],
+    output: tuple[np.ndarray, float],
+) -> np.ndarray:
+    """Standardised predictions ``(N, C + 1)`` of one head after adding 0, 1, …, C maps in an order.
+
+    Args:
+        embeddings: ``(N, D)`` intact.
+        replacements: ``(N, C)`` value of coordinate ``first + k`` with map k ablated.
+        first: coordinate of map 0.
+        order: ``(C,)`` maps, first added first.
+        hidden: weight ``(H, D)`` and bias ``(H,)`` of the head's hidden layer.
+        output: weight ``(H,)`` and bias of its output.
+    """
+    images, maps = replacements.shape
+    weight, bias = (value.astype(np.float64) for value in hidden)
+    present = embeddings.astype(np.float64)
+    changes = present[:, first + order] - replacements[:, order]  # (N, C)
+    present[:, first : first + maps] = replacements
+    units = present @ weight.T + bias  # (N, H)
+    columns = weight[:, first + order].T  # (C, H)
+    curve = np.empty((images, maps + 1))
+    curve[:, 0] = np.maximum(units, 0) @ output[0] + output[1]
+    step = max(1, _NUMBERS_AT_ONCE // (images * len(bias)))
+    for start in range(0, maps, step):
+        added = np.cumsum(changes[:, start : start + step, None] * columns[start : start + step], axis=1)
+        added += units[:, None]
+        units = added[:, -1].copy()
+        curve[:, 1 + start : 1 + start + added.shape[1]] = np.maximum(added, 0, out=added) @ output[0] + output[1]
+    return curve

@@ -1,0 +1,72 @@
+"""Fit a head to people's ratings of images.
+
+Reads a table of ratings, computes each image's embedding once (a second training reads them from the cache), fits one
+or more heads, and writes the bundle that the other jobs take as head=. A training that was interrupted continues with
+the same command; a complete one does nothing.
+"""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+if __name__ == "__main__":  # so that a checkout works without being installed
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from ais.config import TrainConfig, load_config, run_job, to_yaml
+
+
+def main(argv: list[str]) -> int:
+    """Read the configuration and run; return the exit code."""
+    loaded = load_config(TrainConfig, argv, doc=__doc__ or "")
+    return run(loaded.config, dry_run=loaded.dry_run)
+
+
+def run(config: TrainConfig, *, dry_run: bool = False) -> int:
+    """Check, embed, fit, write the bundle; return the exit code."""
+    # After --help and configuration errors, which need not wait for torch and Ray.
+    from ais.images import Limits
+    from ais.pipeline.cluster import start_ray
+    from ais.pipeline.embed import embed_images
+    from ais.pipeline.explain import BackboneSource
+    from ais.training.bundle import describe_metrics, write_bundle
+    from ais.training.fit import fit_heads
+    from ais.training.prepare import fit_plan, keys_of, list_rated, prepare_training, usable_rows
+
+    prepared = prepare_training(config)
+    config = prepared.config
+    finished = prepared.finished()
+    print(prepared.describe(), flush=True)
+    if dry_run:
+        print(f"\n{to_yaml(config)}")
+        return 0
+    if finished:
+        print("complete    nothing to do (another output makes a new head)")
+        print(describe_metrics(prepared, json.loads((prepared.bundle / "metrics.json").read_bytes())))
+        return 0
+    start_ray()
+    source = BackboneSource(
+        prepared.spec,
+        config.backbone.layer,
+        config.backbone.weights,
+        config.backbone.seed,
+        config.backbone.sha256,
+        prepared.weights.fingerprint,
+        prepared.storage,
+    )
+    images = list_rated(prepared.ratings, prepared.storage)
+    keys = keys_of(images)
+    missing = [images[index] for index in prepared.cache.missing(keys)]
+    limits = Limits(**config.limits.model_dump())
+    unreadable = embed_images(missing, prepared.cache, source, config.preprocessing.mode, limits, config.compute)
+    errors = [asdict(image) for image in unreadable]
+    rows = usable_rows(prepared, errors)
+    plan = fit_plan(prepared, rows, keys)
+    heads = fit_heads(plan, prepared.checkpoints, device=config.compute.device)
+    metrics = write_bundle(prepared, plan, rows, keys, heads, errors, source.load("cpu"))
+    print(describe_metrics(prepared, metrics))
+    return 0
+
+
+if __name__ == "__main__":
+    run_job(main)

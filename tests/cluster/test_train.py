@@ -1,0 +1,265 @@
+"""The training job on a real Ray and real files: real workers and drivers are killed, and the heads must not notice.
+
+Nothing is faked. The backbone is a tiny one with random weights, registered under its own name.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from ais import Explainer, load_backbone, load_head
+from ais.config import FitConfig, HeadConfig
+from ais.embeddings import EmbeddingCache, Key
+from ais.errors import ConfigError, RunError
+from ais.storage import Storage
+from ais.training.fit import FitPlan, FittedHead, fit_heads
+from ais.training.splits import Split
+from jobs.train import main
+from tests.tiny import TINY
+
+# Ray's own context copies its deprecated settings.
+pytestmark = [
+    pytest.mark.usefixtures("local_ray"),
+    pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning:ray"),
+]
+
+COUNT, SIZE = 101, 12
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> EmbeddingCache:
+    """Embeddings as untrained networks make them: large, and hardly varying."""
+    cache = EmbeddingCache(str(tmp_path_factory.mktemp("cache")), "f1")
+    values = 1e5 * (1 + 0.02 * np.random.default_rng(0).normal(size=(COUNT, SIZE)))
+    for name, rows in enumerate(np.array_split(np.arange(COUNT), 3)):
+        cache.write(str(name), [f"/{row}.png" for row in rows], ["1"] * len(rows), values[rows].astype(np.float32))
+    return cache
+
+
+def make_plan(cache: EmbeddingCache, name: str, **fit: object) -> FitPlan:
+    """Two heads; the last of three batches has one image, so that a second worker gets none of it."""
+    keys = [Key(f"/{row}.png", "1") for row in range(COUNT)]
+    scores = cache.load(keys)[:, 0].astype(np.float64) / 1e3
+    rows = np.arange(COUNT)
+    splits = [Split(rows[:81], rows[81:]), Split(rows[20:], rows[:20])]
+    config = FitConfig(variants=2, batch_size=40, learning_rate=0.02, **fit)  # type: ignore[arg-type]
+    return FitPlan(name, cache, keys, scores, splits, HeadConfig(hidden=16), config)
+
+
+def assert_same(first: list[FittedHead], second: list[FittedHead], tolerance: float = 0.0) -> None:
+    for one, other in zip(first, second, strict=True):
+        assert one.best_epoch == other.best_epoch
+        np.testing.assert_allclose(one.validation_rmse, other.validation_rmse, rtol=tolerance)
+        for key, value in one.head.state_dict().items():
+            scale = float(value.abs().max())
+            torch.testing.assert_close(other.head.state_dict()[key], value, rtol=0, atol=tolerance * scale)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cache: EmbeddingCache, tmp_path_factory: pytest.TempPathFactory) -> list[FittedHead]:
+    plan = make_plan(cache, "undisturbed", workers=2, epochs=20, checkpoint_every=10)
+    return fit_heads(plan, Storage().open(str(tmp_path_factory.mktemp("fit"))), "cpu")
+
+
+def test_one_and_two_workers_fit_the_same_heads(
+    cache: EmbeddingCache, undisturbed: list[FittedHead], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = make_plan(cache, "alone", workers=1, epochs=20, checkpoint_every=10)
+    alone = fit_heads(plan, Storage().open(str(tmp_path)), "cpu")
+    # Measured 2e-7 after 60 steps: sums of float32 in another order. A share weighted wrongly gives more than 1e-2.
+    assert_same(undisturbed, alone, tolerance=1e-5)
+    last = alone[1].validation_rmse
+    assert last[-1] < 0.5 * last[0]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" · validation")[0] for line in lines] == [
+        f"head {head} of 2 · epoch {epoch}/20" for head in (1, 2) for epoch in (10, 20)
+    ]
+    assert f"validation RMSE {last[-1]:.4g} (best {min(last):.4g} at {alone[1].best_epoch})" in lines[-1]
+
+
+def test_killed_worker(cache: EmbeddingCache, undisturbed: list[FittedHead], tmp_path: Path) -> None:
+    plan = make_plan(cache, "killed", workers=2, epochs=20, checkpoint_every=2)
+    heads: list[FittedHead] = []
+    folder = Storage().open(str(tmp_path))
+    thread = threading.Thread(target=lambda: heads.extend(fit_heads(plan, folder, "cpu")), daemon=True)
+    thread.start()
+    wait_for(lambda: any((tmp_path / "killed").glob("checkpoint_*/state.pt")))
+    workers = train_workers()
+    assert len(workers) == 2
+    os.kill(workers[-1], signal.SIGKILL)
+    thread.join(180)
+    assert not thread.is_alive()
+    assert_same(undisturbed, heads)
+
+
+def train_workers() -> list[int]:
+    """Ids of Ray Train's workers below this process, and of no other Ray on this machine."""
+    return [pid for pid, title in descendants(os.getpid()).items() if "RayTrainWorker" in title]
+
+
+def descendants(ancestor: int) -> dict[int, str]:
+    """Ids and titles of the processes below one."""
+    parents, titles = {}, {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            titles[int(path.name)] = (path / "cmdline").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    found: dict[int, str] = {}
+    generation = {ancestor}
+    while generation := {pid for pid, parent in parents.items() if parent in generation}:
+        found |= {pid: titles.get(pid, "") for pid in generation}
+    return found
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "what the test waits for did not happen"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of 60 grey images whose rating is their brightness, one that is cut off, and one that is not there."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    lines = ["image,score"]
+    for index in range(60):
+        brightness = rng.uniform(20, 230)
+        pixels = np.clip(brightness + rng.normal(0, 10, (40, 48, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index:02d}.png")
+        lines.append(f"{index:02d}.png,{brightness / 50:.4f}")
+    (folder / "cut.png").write_bytes((folder / "00.png").read_bytes()[:900])
+    (folder / "ratings.csv").write_text("\n".join([*lines, "cut.png,2", "absent.png,3"]) + "\n")
+    return folder
+
+
+def arguments(photos: Path, output: Path, *more: str) -> list[str]:
+    return [
+        f"ratings.path={photos / 'ratings.csv'}",
+        f"output={output}",
+        f"cache={photos / 'embeddings'}",
+        "backbone.name=tiny",
+        "backbone.weights=random",
+        "backbone.seed=3",
+        "head.hidden=16",
+        "fit.variants=2",
+        "fit.epochs=30",
+        "fit.learning_rate=0.02",
+        *more,
+    ]
+
+
+@pytest.fixture(scope="module")
+def bundle(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of an undisturbed job."""
+    output = tmp_path_factory.mktemp("job") / "head"
+    assert main(arguments(photos, output)) == 0
+    return output
+
+
+def snapshot(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_bundle(bundle: Path) -> None:
+    assert {path.name for path in bundle.iterdir()} == {
+        "config.yaml",
+        "errors.parquet",
+        "head.json",
+        "head.safetensors",
+        "history.parquet",
+        "metrics.json",
+        "predictions.parquet",
+        "training-curve.png",
+    }
+    metrics = json.loads((bundle / "metrics.json").read_text())
+    rows = metrics["rows"]
+    assert (rows["table"], rows["rated_images"], rows["unreadable"]) == (62, 62, 2)
+    assert rows["test"] + rows["train_and_validation"] == 60
+    assert sum(rows["unreadable_reasons"].values()) == 2
+    errors = {Path(row["uri"]).name: row["stage"] for row in pq.read_table(bundle / "errors.parquet").to_pylist()}
+    assert errors == {"cut.png": "decode", "absent.png": "fetch"}
+    for split in ("validation", "test"):
+        plcc = metrics[split]["PLCC"]
+        assert plcc["value"] > 0.9
+        assert plcc["low"] <= plcc["value"] <= plcc["high"]
+
+    predictions = pq.read_table(bundle / "predictions.parquet")
+    residuals = predictions["predicted"].to_numpy() - predictions["score"].to_numpy()
+    assert len(residuals) == rows["test"]
+    assert np.sqrt(np.mean(residuals**2)) == pytest.approx(metrics["test"]["RMSE"]["value"])
+    assert (predictions["predicted_std"].to_numpy() > 0).all()
+    history = pq.read_table(bundle / "history.parquet").to_pandas()
+    for variant, facts in enumerate(metrics["variants"]):
+        epochs = history[history.variant == variant]
+        assert epochs.epoch.tolist() == list(range(1, facts["epochs"] + 1))
+        assert epochs.validation_rmse.min() == pytest.approx(facts["validation_rmse"])
+
+
+def test_library_predicts_what_the_job_predicted(photos: Path, bundle: Path) -> None:
+    explainer = Explainer(load_backbone(TINY, weights="random", seed=3), load_head(str(bundle)))
+    predictions = pq.read_table(bundle / "predictions.parquet")
+    images = [Image.open(photos / name) for name in predictions["image"].to_pylist()]
+    # Scores go from 0 to 5.
+    np.testing.assert_allclose(explainer.score(images).numpy(), predictions["predicted"].to_numpy(), atol=1e-4)
+
+
+def test_again_it_does_nothing(photos: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = snapshot(bundle)
+    assert main(arguments(photos, bundle, "fit.checkpoint_every=5")) == 0
+    said = capsys.readouterr().out
+    assert "nothing to do" in said
+    assert "UNTRAINED" in said
+    assert snapshot(bundle) == before
+
+
+def test_another_configuration_is_refused(photos: Path, bundle: Path) -> None:
+    with pytest.raises(ConfigError, match=r"(?s)holds a head trained on something else.*'seed': 7.*another output"):
+        main(arguments(photos, bundle, "fit.seed=7"))
+
+
+@pytest.mark.usefixtures("bundle")
+def test_too_many_unreadable_images(photos: Path, tmp_path: Path) -> None:
+    before = snapshot(photos / "embeddings")
+    with pytest.raises(RunError, match=r"2 of 62 rated images could not be used \(3\.2%; .*max_error_share=0\.01"):
+        main(arguments(photos, tmp_path / "head", "max_error_share=0.01"))
+    assert pq.read_table(tmp_path / "head" / "errors.parquet").num_rows == 2
+    assert not (tmp_path / "head" / "head.json").exists()
+    assert snapshot(photos / "embeddings") == before, "a second training reads the cache"
+
+
+def test_killed_driver(photos: Path, bundle: Path, tmp_path: Path) -> None:
+    script = "import tests.tiny; from ais.config import run_job; from jobs.train import main; run_job(main)"
+    given = arguments(photos, tmp_path / "head", "fit.checkpoint_every=1")
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as ray_folder:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        environment |= {"RAY_TMPDIR": ray_folder, "RAY_ADDRESS": "local"}
+        root = Path(__file__).parents[2]
+        with subprocess.Popen([sys.executable, "-c", script, *given], cwd=root, env=environment) as driver:
+            wait_for(lambda: len(list(tmp_path.glob("head/.train/*/checkpoint_*/state.pt"))) > 1)
+            family = descendants(driver.pid)
+            driver.kill()
+        # Ray ends some time after its driver; until then it would take time from the tests to come.
+        alive = descendants(1)
+        for pid in family:
+            if alive.get(pid) == family[pid]:
+                os.kill(pid, signal.SIGKILL)
+    assert not (tmp_path / "head" / "head.json").exists()
+    assert main(given) == 0
+    assert (tmp_path / "head" / "head.safetensors").read_bytes() == (bundle / "head.safetensors").read_bytes()
