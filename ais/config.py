@@ -27,6 +27,8 @@ from ais.errors import AisError, ConfigError
 PILLOW_MAX_PIXELS = 89_478_485
 
 Text = Annotated[str, Field(min_length=1)]
+# YAML has lists, and strictness would ask for a tuple.
+Texts = Annotated[tuple[Text, ...], Field(strict=False)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what the generators of Python, NumPy and torch all take
@@ -392,6 +394,42 @@ class TrainConfig(_Section):
     max_error_share: Share = Field(default=0.05, description=_MAX_ERROR_SHARE)
 
 
+class CompareConfig(_Section):
+    """Agreement between the heatmaps of several runs."""
+
+    runs: Texts = Field(
+        min_length=2,
+        description="Folders of complete runs over the same images, OUTPUT/runs/RUN_ID; every two are compared.",
+        examples=["[s3://bucket/output/runs/first,s3://bucket/output/runs/second]"],
+    )
+    names: Texts | None = Field(default=None, description="What to call the runs, in their order; null: run ids.")
+    output: Text = Field(description="Folder for tables and pictures.", examples=["s3://bucket/agreement"])
+    # The window of structural similarity is 11 cells wide.
+    resolution: Annotated[int, Field(ge=16, le=512)] = Field(
+        default=32,
+        description="Cells along each side of the common grid, which covers what both runs looked at of an image.",
+    )
+    top_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.1, description="Share of the cells that count as highest in top_overlap."
+    )
+    resamples: Count = Field(default=1000, description="Bootstrap resamples of the images, for the intervals.")
+    storage: StorageConfig = StorageConfig()
+
+    def _conflicts(self) -> Iterator[_Conflict]:
+        if repeated := _repeated(self.runs):
+            yield _Conflict(("runs",), f"{_show(repeated)} is given twice; name each run once")
+        if self.names is None:
+            return
+        if len(self.names) != len(self.runs):
+            yield _Conflict(("names", "runs"), f"{len(self.names)} given for {len(self.runs)} runs; give one for each")
+        if repeated := _repeated(self.names):
+            yield _Conflict(("names",), f"{_show(repeated)} is given twice; give each run its own")
+
+
+def _repeated(values: Sequence[str]) -> str | None:
+    return next((value for index, value in enumerate(values) if value in values[:index]), None)
+
+
 class DemoConfig(_Section):
     """The demo: planted images, a head fitted to them, the heatmaps job, and how well it points."""
 
@@ -475,7 +513,7 @@ def parse_config(
     try:
         config = model.model_validate(_values(keys, settings))
     except ValidationError as error:
-        problems += _describe(error, keys, settings)
+        problems += dict.fromkeys(_describe(error, keys, settings))  # a list may have several items of one problem
     if problems:
         raise _config_error(problems)
     return config
@@ -693,7 +731,13 @@ def _keys(model: type[BaseModel]) -> dict[str, _Key]:
     return keys | sections
 
 
-_KINDS = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false"}
+_KINDS = {
+    "string": "text",
+    "integer": "whole number",
+    "number": "number",
+    "boolean": "true or false",
+    "array": "list [text, ...]",
+}
 _BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 
 
@@ -701,6 +745,8 @@ def _key(entry: dict[str, Any], required: bool, default: object) -> _Key:
     constraints = entry["anyOf"][0] if "anyOf" in entry else entry  # [the type, null]
     choices = list(constraints.get("enum", ()))
     expected = f"one of {', '.join(choices)}" if choices else _KINDS[constraints["type"]]
+    if "minItems" in constraints:
+        expected += f" of at least {constraints['minItems']}"
     bounds = [f"{sign} {constraints[name]}" for name, sign in _BOUNDS.items() if name in constraints]
     if bounds:
         expected += f" {' and '.join(bounds)}"
@@ -746,7 +792,7 @@ def _suggest_key(unknown: str, keys: Mapping[str, _Key]) -> str:
 def _describe(error: ValidationError, keys: Mapping[str, _Key], settings: Mapping[str, _Setting]) -> Iterator[str]:
     """One line per problem that the model found."""
     for detail in error.errors(include_url=False):
-        name = ".".join(map(str, detail["loc"]))
+        name = ".".join(part for part in detail["loc"] if isinstance(part, str))  # without the index in a list
         cause = detail.get("ctx", {}).get("error")
         if isinstance(cause, _ConflictError):
             for conflict in cause.conflicts:

@@ -14,7 +14,7 @@ from ais.ablation import ablate, run_trunk
 from ais.backbones import Backbone, BackboneSpec
 from ais.errors import BackboneError
 from ais.heads import HeadEnsemble, RegressionHead, as_ensemble, check_belongs
-from ais.heatmaps import Weighting, heatmap_weights, weighted_maps
+from ais.heatmaps import Weighting, heatmap_boxes, heatmap_weights, weighted_maps
 from ais.images import Geometry, as_rgb_array
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class Explanation:
         feature_maps: ``(B, C, h, w)`` at the layer.
         heatmaps: ``(B, h, w)`` at the layer's resolution.
         boxes: ``(B, 4)`` left, top, right, bottom of what the model saw, in pixels of each original image.
+        heatmap_boxes: ``(B, 4)`` the same of the heatmaps' cells, see `ais.heatmaps.heatmap_boxes`.
     """
 
     scores: Tensor
@@ -56,6 +57,7 @@ class Explanation:
     feature_maps: Tensor
     heatmaps: Tensor
     boxes: Tensor
+    heatmap_boxes: Tensor
 
 
 class Explainer:
@@ -170,14 +172,16 @@ class Explainer:
             BackboneError: this backbone refuses heatmaps.
         """
         images = self.backbone.normalise(pixels.to(self.device, non_blocking=True))
+        split, layer = self.backbone.split, self.backbone.layer
+        assert layer is not None, "a backbone that can be split has a layer"
         ablated_scores = None
         if self.importance is None:
             result = ablate(self.backbone, self.head, images, chunk=self.chunk, trunk_dtype=self.trunk_dtype)
             each, maps, importance = result.scores_each, result.feature_maps, result.effects
             ablated_scores = (result.scores[:, None] - result.effects).cpu()
         else:
-            maps, context = run_trunk(self.backbone.split, images, self.trunk_dtype)
-            each = self.head.each(self.backbone.split.tail(maps, *context))
+            maps, context = run_trunk(split, images, self.trunk_dtype)
+            each = self.head.each(split.tail(maps, *context))
             importance = self.importance.expand(len(maps), -1)
         heatmaps = weighted_maps(heatmap_weights(importance, self.weighting), maps)
         return Explanation(
@@ -188,6 +192,7 @@ class Explainer:
             feature_maps=maps.cpu(),
             heatmaps=heatmaps.cpu(),
             boxes=boxes.cpu(),
+            heatmap_boxes=torch.from_numpy(heatmap_boxes(boxes.numpy(force=True), layer.extent, pixels.shape[1])),
         )
 
     def _pixels(self, images: Sequence[Image | np.ndarray]) -> tuple[Tensor, Tensor]:

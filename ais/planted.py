@@ -21,8 +21,8 @@ from PIL import Image
 
 from ais.errors import StorageError
 
-RATING_AT_ZERO = 1.5
-RATING_PER_DISC_SHARE = 25.0
+RATING_AT_ZERO = 0.75
+RATING_PER_DISC_SHARE = 32.0
 RATING_PER_SECOND_SHARE = -10.0
 RATING_NOISE_SD = 0.05
 RATING_FORMULA = (
@@ -31,9 +31,9 @@ RATING_FORMULA = (
 )
 
 _CROP_SHARE = 224 / 256
-# Uniform radii between these give discs of 2.0% to 12.6% of size², 6.5% on average. The smallest is still as large as
+# Uniform radii between these give discs of 2.8% to 12.2% of size², 7.0% on average. The smallest is still as large as
 # one of the 7×7 cells that a ResNet sees, without which pointing into it would be luck.
-_RADIUS_SHARES = (0.08, 0.20)
+_RADIUS_SHARES = (0.095, 0.197)
 # A square of the largest side fits into a corner of the crop whatever the disc: see _second_box.
 _SECOND_SIDE_SHARES = (0.10, 0.22)
 # Of ImageNet, and so about zero to a backbone: an untrained one, having no biases, answers little to it.
@@ -195,8 +195,8 @@ def _second_box(
 ) -> tuple[int, int, int, int]:
     """Place a square uniformly over all places of the crop where it does not touch the disc.
 
-    There always is one: seen from the corner farthest from the disc, the nearest point of a disc of 0.2 sizes lies at
-    least 0.875·√2/2 − 0.2 = 0.41 sizes away, more than the diagonal of the largest square, 0.31 sizes.
+    There always is one: seen from the corner farthest from the disc, the nearest point of a disc of 0.197 sizes lies at
+    least 0.875·√2/2 − 0.197 = 0.42 sizes away, more than the diagonal of the largest square, 0.31 sizes.
     """
     tops, lefts = np.mgrid[0 : crop - side + 1, 0 : crop - side + 1]
     lefts, tops = lefts + origin[0], tops + origin[1]
@@ -233,11 +233,11 @@ def _stripes(rng: np.random.Generator, size: int, image: PlantedImage) -> NDArra
     """``(H, W, 3)``: stripes between a dark and a bright colour, in a random direction."""
     xs, ys = _pixel_centres(image.width, image.height)
     angle, phase = rng.uniform(0, np.pi), rng.uniform(0, 2 * np.pi)
-    period = size * rng.uniform(0.025, 0.04)
+    period = size * rng.uniform(0.028, 0.036)
     wave = np.sin(2 * np.pi * (xs * np.cos(angle) + ys * np.sin(angle)) / period + phase)
     # A clipped steep sine is a square wave whose edges do not alias.
     share_bright = np.clip(0.5 + 1.5 * wave, 0, 1)[..., None]
-    dark, bright = rng.uniform(0, 40, size=3), rng.uniform(215, 255, size=3)
+    dark, bright = rng.uniform(0, 30, size=3), rng.uniform(225, 255, size=3)
     return dark + share_bright * (bright - dark)
 
 

@@ -46,10 +46,11 @@ def play_pointing_game(run: Run, planted: str | Path) -> PointingGame:
     hits, chances = [], []
     for shard in run.results.files("*.parquet"):
         with shard.filesystem.open(shard.path, "rb") as file:
-            table = pq.read_table(file, columns=["uri", "width", "height", "box", "heatmap"])
+            table = pq.read_table(file, columns=["uri", "width", "height", "box", "heatmap_box", "heatmap"])
         heatmaps = np.concatenate([chunk.to_numpy_ndarray() for chunk in table["heatmap"].chunks])
         for row, heatmap in zip(table.drop_columns("heatmap").to_pylist(), heatmaps, strict=True):
-            placed = place_on_image(heatmap, np.array(row["box"]), (row["height"], row["width"]))
+            size = (row["height"], row["width"])
+            placed = place_on_image(heatmap, np.array(row["heatmap_box"]), size, seen=np.array(row["box"]))
             mask = load_mask(planted, Path(row["uri"]).name)
             hits.append(pointing_hit(placed, mask))
             chances.append(pointing_chance(mask, np.isfinite(placed)))

@@ -78,6 +78,7 @@ def results_schema(heatmap_shape: tuple[int, int], metadata: dict[str, str] | No
             pa.field("width", pa.int32(), nullable=False),
             pa.field("height", pa.int32(), nullable=False),
             pa.field("box", pa.list_(pa.float32(), 4), nullable=False),
+            pa.field("heatmap_box", pa.list_(pa.float32(), 4), nullable=False),
             pa.field("score", pa.float32(), nullable=False),
             pa.field("score_std", pa.float32()),
             pa.field("heatmap", pa.fixed_shape_tensor(pa.float32(), heatmap_shape), nullable=False),
@@ -313,12 +314,22 @@ class Run:
         (self.folder / "run.json").write_text(json.dumps(document, indent=2) + "\n")
         return count
 
-    def done(self, listed: int) -> np.ndarray:
-        """Return ``(listed,)`` bool: which ids are in results or in errors."""
+    def recover(self, listed: int) -> np.ndarray:
+        """Clear away what killed starts left, and return ``(listed,)`` bool: which ids are in results or in errors.
+
+        Only for a run that nobody is writing. Deletes shards with an image that another has too, whose other images are
+        then not done (tasks outlive a killed driver by seconds, and may write beside the next one), and orphaned PNG
+        shards.
+        """
         done = np.zeros(listed, bool)
         for place in (self.results, self.errors):
             for shard in place.files("*.parquet"):
-                done[read_column(shard, "image_id")] = True
+                ids = read_column(shard, "image_id")
+                if done[ids].any():
+                    shard.remove()
+                else:
+                    done[ids] = True
+        self.remove_orphans()
         return done
 
     def remove_orphans(self) -> int:

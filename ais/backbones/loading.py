@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ais.backbones.cells import follow_cells
 from ais.backbones.graph import Split, map_shapes, split_at
 from ais.backbones.registry import get_spec
 from ais.backbones.spec import BackboneSpec, TailKind
@@ -26,11 +27,14 @@ class LayerInfo:
         name: qualified module name.
         map_shape: ``(C, h, w)`` at the backbone's input size.
         tail: what the rest of the network admits.
+        extent: left, top, right, bottom edge of the maps in pixels of the input square, see `ais.backbones.cells`; the
+            whole square where it cannot be followed.
     """
 
     name: str
     map_shape: tuple[int, int, int]
     tail: TailKind
+    extent: tuple[float, float, float, float]
 
 
 class Backbone(nn.Module):
@@ -176,7 +180,10 @@ def _cut(
     if len(shape) != 4:
         raise BackboneError(_no_such_layer(spec, name, shapes, {module for module, _ in network.named_modules()}))
     split = split_at(network, name, probe)
-    return split, LayerInfo(name, (shape[1], shape[2], shape[3]), split.kind)
+    cells = follow_cells(network, name, shapes)
+    side = float(spec.input_size)
+    extent = cells.extent(shape[2], shape[3]) if cells is not None else (0.0, 0.0, side, side)
+    return split, LayerInfo(name, (shape[1], shape[2], shape[3]), split.kind, extent)
 
 
 def _no_such_layer(spec: BackboneSpec, name: str, shapes: dict[str, tuple[int, ...]], modules: set[str]) -> str:

@@ -37,7 +37,9 @@ def check_human_matrix(human: np.ndarray, images: int) -> np.ndarray:
             same, or there are fewer than 3 images.
     """
     if human.ndim != 2 or human.shape[0] != human.shape[1]:
-        raise SimilarityError(f"the human matrix has shape {human.shape}; it must be square, one row and column an image")
+        raise SimilarityError(
+            f"the human matrix has shape {human.shape}; it must be square, one row and column an image"
+        )
     if len(human) != images:
         raise SimilarityError(f"the human matrix is of {len(human)} images, the list has {images}")
     if images < 3:
@@ -77,7 +79,8 @@ def pearson(values: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 def alignment(embeddings: np.ndarray, human: np.ndarray) -> float:
     """R: Pearson correlation between the upper triangles of ``corrcoef(embeddings)`` and of the human matrix."""
-    return float(pearson(upper_triangle(np.corrcoef(embeddings.astype(np.float64))), upper_triangle(human)))
+    similarity = np.asarray(np.corrcoef(embeddings.astype(np.float64)))
+    return float(pearson(upper_triangle(similarity), upper_triangle(human)))
 
 
 def collective_ais(embeddings: np.ndarray, replacements: np.ndarray, first: int, human: np.ndarray) -> np.ndarray:
@@ -165,7 +168,7 @@ def collective_ais_reference(
         changed = embeddings.astype(np.float64).copy()
         changed[:, first + k] = replacements[:, k]
         rows, columns = np.triu_indices(len(human), k=1)
-        similarity = np.corrcoef(changed)
+        similarity = np.asarray(np.corrcoef(changed))
         result[k] = full - np.corrcoef(similarity[rows, columns], human[rows, columns])[0, 1] ** 2
     return result
 

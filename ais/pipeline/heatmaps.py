@@ -15,7 +15,7 @@ from ray.data import ActorPoolStrategy, Dataset
 
 from ais.config import ComputeConfig, PngConfig, PngSelection
 from ais.errors import RunError
-from ais.heatmaps import Weighting
+from ais.heatmaps import HeatmapCells, Weighting
 from ais.images import Geometry, Limits
 from ais.pipeline.cluster import Pools, cluster_pools, quiet_ray_data
 from ais.pipeline.columns import pack, replace
@@ -42,7 +42,7 @@ class HeatmapPlan:
         importance: ``(C,)`` AIS for all images, or ``None`` for each image's own.
         weighting: of the maps.
         geometry: brings images to the backbone's input.
-        heatmap_shape: ``(h, w)``.
+        cells: of the heatmaps.
         limits: on one image.
         png: which pictures.
         compute: where and how.
@@ -56,7 +56,7 @@ class HeatmapPlan:
     importance: np.ndarray | None
     weighting: Weighting
     geometry: Geometry
-    heatmap_shape: tuple[int, int]
+    cells: HeatmapCells
     limits: Limits
     png: PngConfig
     compute: ComputeConfig
@@ -94,8 +94,7 @@ def run_heatmaps(run: Run, plan: HeatmapPlan, listed: int) -> Work:
         RunError: the pipeline stopped; what was written stays, and the same command continues.
     """
     started = time.monotonic()
-    run.remove_orphans()
-    done = run.done(listed)
+    done = run.recover(listed)
     seconds = {} if done.all() else _score_and_explain(run, plan, done)
     pictures_failed = render_selected(run, plan) if plan.png.selection.kind in ("top", "bottom") else 0
     return Work(int((~done).sum()), time.monotonic() - started, seconds, pictures_failed)
@@ -129,7 +128,7 @@ def _score_and_explain(run: Run, plan: HeatmapPlan, done: np.ndarray) -> dict[st
         )
         if plan.png.selection.kind in ("all", "sample"):
             rows = _rendered(rows, plan, pools)
-        sink = RunSink(run, plan.heatmap_shape, plan.metadata, plan.shard_rows)
+        sink = RunSink(run, plan.cells, plan.metadata, plan.shard_rows)
         try:
             rows.write_datasink(sink, ray_remote_args={"num_cpus": pools.task_cpus})
         except ray.exceptions.RayError as error:
@@ -143,7 +142,7 @@ def _pictures(plan: HeatmapPlan) -> Pictures | None:
 
 
 def _rendered(rows: Dataset, plan: HeatmapPlan, pools: Pools) -> Dataset:
-    render = Render(plan.heatmap_shape, plan.weighting, plan.png.kind, plan.metadata)
+    render = Render(plan.cells, plan.weighting, plan.png.kind, plan.metadata)
     return rows.map_batches(render, batch_format="pyarrow", batch_size=None, num_cpus=pools.task_cpus)
 
 

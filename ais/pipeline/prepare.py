@@ -24,6 +24,7 @@ from ais.config import BackboneConfig, BackboneOverrides, HeatmapsConfig, Storag
 from ais.errors import BackboneError, ConfigError
 from ais.explainer import geometry_of
 from ais.heads import check_record, read_record
+from ais.heatmaps import HeatmapCells
 from ais.images import Limits
 from ais.importance import ImportanceRecord, load_importance
 from ais.pipeline.explain import BackboneSource
@@ -176,7 +177,7 @@ def prepare_heatmaps(config: HeatmapsConfig, spec: BackboneSpec | None = None) -
         importance=None if importance is None else importance.astype(np.float32),
         weighting=config.weighting,
         geometry=geometry_of(spec, mode),
-        heatmap_shape=(layer.map_shape[1], layer.map_shape[2]),
+        cells=HeatmapCells((layer.map_shape[1], layer.map_shape[2]), layer.extent, spec.input_size),
         limits=Limits(**config.limits.model_dump()),
         png=config.png,
         compute=config.compute,

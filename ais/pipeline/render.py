@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pyarrow as pa
 
-from ais.heatmaps import Weighting, normalise_for_display, place_on_image
+from ais.heatmaps import HeatmapCells, Weighting, normalise_for_display, place_on_image
 from ais.pipeline.columns import replace, unpack
 from ais.render import both_png, heatmap_png, overlay_png
 
@@ -16,24 +16,23 @@ class Render:
     """Callable stage: table with ``picture`` and ``heatmap`` → ``png`` bytes (null where there is no picture).
 
     Args:
-        heatmap_shape: ``(h, w)``.
+        cells: of the heatmaps.
         weighting: decides the colour map.
         kind: ``"overlay"``, ``"heatmap"`` or ``"both"``.
         metadata: text put into every PNG.
     """
 
-    def __init__(
-        self, heatmap_shape: tuple[int, int], weighting: Weighting, kind: str, metadata: dict[str, str]
-    ) -> None:
-        self._shape = heatmap_shape
+    def __init__(self, cells: HeatmapCells, weighting: Weighting, kind: str, metadata: dict[str, str]) -> None:
+        self._cells = cells
         self._weighting: Weighting = weighting
         self._kind = kind
         self._metadata = metadata
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Render every row that has a picture and no error."""
-        heatmaps = unpack(batch["heatmap"], self._shape, np.float32)
+        heatmaps = unpack(batch["heatmap"], self._cells.shape, np.float32)
         boxes = unpack(batch["box"], (4,), np.float32)
+        heatmap_boxes = self._cells.on_originals(boxes)
         pngs: list[bytes | None] = []
         seconds = np.zeros(batch.num_rows, np.float32)
         columns = ("stage", "picture", "picture_height", "picture_width", "width", "height", "score", "uri")
@@ -43,7 +42,8 @@ class Render:
             if row["picture"] is not None and not row["stage"]:
                 shown = (row["picture_height"], row["picture_width"])
                 picture = np.frombuffer(row["picture"], np.uint8).reshape(*shown, 3)
-                placed = place_on_image(heatmaps[index], boxes[index], (row["height"], row["width"]), shown)
+                size = (row["height"], row["width"])
+                placed = place_on_image(heatmaps[index], heatmap_boxes[index], size, shown, seen=boxes[index])
                 metadata = {**self._metadata, "score": f"{row['score']:.6g}", "image": row["uri"]}
                 png = self._draw(picture, normalise_for_display(placed, self._weighting), metadata)
             pngs.append(png)

@@ -15,6 +15,7 @@ from ray.data import Datasink
 from ray.data.block import Block, BlockAccessor
 from ray.data.datasource.datasink import WriteResult
 
+from ais.heatmaps import HeatmapCells
 from ais.pipeline.columns import replace, unpack
 from ais.runs import ERRORS_SCHEMA, Run, results_schema, write_table
 
@@ -30,14 +31,14 @@ class RunSink(Datasink[dict[str, float]]):
 
     Args:
         run: where to.
-        heatmap_shape: ``(h, w)``.
+        cells: of the heatmaps.
         metadata: carried by every shard.
         shard_rows: images in one shard.
     """
 
-    def __init__(self, run: Run, heatmap_shape: tuple[int, int], metadata: dict[str, str], shard_rows: int) -> None:
+    def __init__(self, run: Run, cells: HeatmapCells, metadata: dict[str, str], shard_rows: int) -> None:
         self._run = run
-        self._shape = heatmap_shape
+        self._cells = cells
         self._metadata = metadata
         self._shard_rows = shard_rows
         self.totals: Counter[str] = Counter()
@@ -65,9 +66,9 @@ class RunSink(Datasink[dict[str, float]]):
         return {column: float(pc.sum(table[column]).as_py()) for column in TIMED if column in table.column_names}
 
     def _results(self, good: pa.Table, shard: str | None) -> pa.Table:
-        heatmaps = unpack(good["heatmap"], self._shape, np.float32)
+        heatmaps = unpack(good["heatmap"], self._cells.shape, np.float32)
         boxes = unpack(good["box"], (4,), np.float32)
-        schema = results_schema(self._shape, self._metadata)
+        schema = results_schema(self._cells.shape, self._metadata)
         pngs: pa.Array | pa.ChunkedArray = pa.nulls(good.num_rows, pa.string())
         if shard is not None:
             pngs = pc.if_else(pc.is_valid(good["png"]), shard, None)
@@ -75,6 +76,7 @@ class RunSink(Datasink[dict[str, float]]):
             good,
             [],
             box=pa.FixedSizeListArray.from_arrays(pa.array(boxes.ravel()), 4),
+            heatmap_box=pa.FixedSizeListArray.from_arrays(pa.array(self._cells.on_originals(boxes).ravel()), 4),
             heatmap=pa.FixedShapeTensorArray.from_numpy_ndarray(heatmaps),
             png=pngs,
         )

@@ -249,6 +249,8 @@ class TestOneRun:
         heatmaps = np.stack([row["heatmap"] for row in results])
         np.testing.assert_allclose(heatmaps, expected.heatmaps, rtol=0, atol=1e-4)
         np.testing.assert_array_equal([row["box"] for row in results], expected.boxes)
+        np.testing.assert_allclose([row["heatmap_box"] for row in results], expected.heatmap_boxes, rtol=1e-6)
+        np.testing.assert_array_equal([row["heatmap_box"] for row in results], expected.heatmap_boxes)
         assert np.std([row["score"] for row in results]) > 0.5
         assert heatmaps.max() > 0.1
 

@@ -151,7 +151,7 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     for number in range(FILES - 1):
         levels = rng.integers(0, 256, (6, 6, 3), np.uint8)
-        Image.fromarray(levels).resize((1200, 900), Image.Resampling.NEAREST).save(root / f"{number}.jpg")
+        Image.fromarray(levels).resize((1600, 1200), Image.Resampling.NEAREST).save(root / f"{number}.jpg")
     uris = [f"{number * 7 % FILES}.jpg" for number in range(IMAGES)]
     pq.write_table(pa.table({"uri": uris}), root / "list.parquet")
     return root
@@ -165,7 +165,7 @@ def arguments(collection: Path, head: Path, output: Path) -> list[str]:
         f"head={head}",
         f"shard_rows={SHARD_ROWS}",
         "compute.batch_size=8",
-        "compute.fetch_threads=2",
+        "compute.fetch_threads=1",
         "png.max_side=32",
     ]
 
@@ -262,10 +262,10 @@ class TestInterrupted:
     ) -> None:
         job = start(arguments(collection, head, tmp_path), cpus=2)
         job.wait_for(lambda: len(shards(tmp_path)) >= 1)
-        job.kill_worker("MapBatches(Explain)")
+        job.kill_worker("MapBatches(FetchDecode)")  # first: it may be done long before scoring is
         so_far = len(shards(tmp_path))
         job.wait_for(lambda: len(shards(tmp_path)) > so_far + 1)
-        job.kill_worker("MapBatches(FetchDecode)")
+        job.kill_worker("MapBatches(Explain)")
         assert not (tmp_path / "runs" / "run" / "summary.json").exists()
         assert job.finish() == 0, job.said()
         assert_same(outcome_of(tmp_path), outcome_of(undisturbed_output))

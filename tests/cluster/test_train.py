@@ -79,7 +79,7 @@ def test_one_and_two_workers_fit_the_same_heads(
 ) -> None:
     plan = make_plan(cache, "alone", workers=1, epochs=20, checkpoint_every=10)
     alone = fit_heads(plan, Storage().open(str(tmp_path)), "cpu")
-    # Measured 2e-7 after 60 steps: sums of float32 in another order. A share weighted wrongly gives more than 1e-2.
+    # Measured 4e-7 after 60 steps: sums of float32 in another order. The mean over each share instead gives 0.3.
     assert_same(undisturbed, alone, tolerance=1e-5)
     last = alone[1].validation_rmse
     assert last[-1] < 0.5 * last[0]
@@ -246,13 +246,13 @@ def test_too_many_unreadable_images(photos: Path, tmp_path: Path) -> None:
 
 def test_killed_driver(photos: Path, bundle: Path, tmp_path: Path) -> None:
     script = "import tests.tiny; from ais.config import run_job; from jobs.train import main; run_job(main)"
-    given = arguments(photos, tmp_path / "head", "fit.checkpoint_every=1")
+    given = arguments(photos, tmp_path / "head", "fit.checkpoint_every=3")
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as ray_folder:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         environment |= {"RAY_TMPDIR": ray_folder, "RAY_ADDRESS": "local"}
         root = Path(__file__).parents[2]
         with subprocess.Popen([sys.executable, "-c", script, *given], cwd=root, env=environment) as driver:
-            wait_for(lambda: len(list(tmp_path.glob("head/.train/*/checkpoint_*/state.pt"))) > 1)
+            wait_for(lambda: any(tmp_path.glob("head/.train/*/checkpoint_*/state.pt")))
             family = descendants(driver.pid)
             driver.kill()
         # Ray ends some time after its driver; until then it would take time from the tests to come.

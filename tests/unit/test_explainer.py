@@ -53,6 +53,7 @@ def test_explanation_has_everything_that_is_promised(backbone: Backbone, arrays:
         "feature_maps": (5, 8, 8, 8),
         "heatmaps": (5, 8, 8),
         "boxes": (5, 4),
+        "heatmap_boxes": (5, 4),
     }
     assert all((value.dtype, value.device.type) == (torch.float32, "cpu") for value in vars(result).values())
     assert result.score_stds.isnan().all()
@@ -137,7 +138,7 @@ def test_exif_orientation_of_a_pil_image_is_applied(backbone: Backbone, arrays: 
     turned.getexif()[0x0112] = 6
     explainer = Explainer(backbone, head_with(0))
     first, second = explainer([upright]), explainer([turned])
-    for name in ("scores", "heatmaps", "boxes"):
+    for name in ("scores", "heatmaps", "boxes", "heatmap_boxes"):
         assert torch.equal(getattr(first, name), getattr(second, name))
 
 

@@ -30,6 +30,7 @@ from ais.config import PngSelection
 from ais.errors import ImageError, WeightsError
 from ais.explainer import geometry_of
 from ais.heads import save_head
+from ais.heatmaps import HeatmapCells
 from ais.images import Limits, decode_image
 from ais.pipeline.columns import pack, replace, unpack
 from ais.pipeline.explain import BackboneSource, Explain
@@ -45,6 +46,7 @@ from tests.zoo import ZOO_LIMITS, write_zoo
 STORAGE = Storage()
 GEOMETRY = geometry_of(TINY, "center_crop")
 MAPS = (8, 8)
+CELLS = HeatmapCells(MAPS, (-1.5, -1.5, 30.5, 30.5), 32)
 
 
 def manifest_of(*uris: Path | str) -> pa.Table:
@@ -373,9 +375,9 @@ class TestRenderAndSink:
         return explain_stage(tmp_path / "head", backbone)(batch)
 
     def test_shards_of_one_task(self, tmp_path: Path, explained: pa.Table) -> None:
-        rendered = Render(MAPS, "positive", "overlay", self.METADATA)(explained)
+        rendered = Render(CELLS, "positive", "overlay", self.METADATA)(explained)
         run = Run.at(str(tmp_path), "r", STORAGE)
-        sink = RunSink(run, MAPS, self.METADATA, shard_rows=64)
+        sink = RunSink(run, CELLS, self.METADATA, shard_rows=64)
         context = SimpleNamespace(kwargs={"write_uuid": "0123456789abcdef"}, task_idx=3)
         seconds = sink.write([rendered.slice(0, 2), rendered.slice(2, 0), rendered.slice(2)], context)
         sink.write([rendered], context)  # a task that Ray runs again replaces what it wrote
@@ -397,6 +399,10 @@ class TestRenderAndSink:
         wanted = [Pictures(self.SAMPLE, 30).wanted(n) for n in (0, 1, 2, 4)]
         assert 1 < sum(wanted) < 4
         assert results["png"].to_pylist() == [f"{name}.tar" if want else None for want in wanted]
+        # The crop is 32 / 36 of 60 pixels wide; one pixel of the input is 5 / 3 of the original's.
+        np.testing.assert_allclose(results["box"].to_pylist(), 4 * [[55 / 3, 10 / 3, 215 / 3, 170 / 3]], rtol=1e-6)
+        cells = [55 / 3 - 2.5, 10 / 3 - 2.5, 215 / 3 - 2.5, 170 / 3 - 2.5]
+        np.testing.assert_allclose(results["heatmap_box"].to_pylist(), 4 * [cells], rtol=1e-6)
         heatmaps = results["heatmap"].combine_chunks().to_numpy_ndarray()
         np.testing.assert_array_equal(heatmaps, unpack(explained["heatmap"], MAPS, np.float32)[[0, 1, 2, 4]])
         with tarfile.open(folder / "png" / f"{name}.tar") as archive:
@@ -411,7 +417,7 @@ class TestRenderAndSink:
 
     @pytest.mark.parametrize(("kind", "size"), [("overlay", (30, 20)), ("heatmap", (30, 20)), ("both", (98, 20))])
     def test_kinds(self, explained: pa.Table, kind: str, size: tuple[int, int]) -> None:
-        rendered = Render(MAPS, "positive", kind, self.METADATA)(explained)
+        rendered = Render(CELLS, "positive", kind, self.METADATA)(explained)
         pngs = rendered["png"].to_pylist()
         assert [png is not None for png in pngs] == [data is not None for data in explained["picture"].to_pylist()]
         assert {Image.open(io.BytesIO(png)).size for png in pngs if png} == {size}
@@ -420,7 +426,7 @@ class TestRenderAndSink:
         self, tmp_path: Path, explained: pa.Table
     ) -> None:
         run = Run.at(str(tmp_path), "r", STORAGE)
-        sink = RunSink(run, MAPS, {}, shard_rows=64)
+        sink = RunSink(run, CELLS, {}, shard_rows=64)
         context = SimpleNamespace(kwargs={"write_uuid": "0123456789abcdef"}, task_idx=0)
         assert sink.write([explained.slice(0, 0)], context) == {}
         assert not (tmp_path / "runs").exists()

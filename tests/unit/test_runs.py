@@ -198,6 +198,7 @@ def write_results(run: Run, name: str, ids: Sequence[int]) -> None:
         pa.array([4] * count, pa.int32()),
         pa.array([3] * count, pa.int32()),
         pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(4 * count, np.float32)), 4),
+        pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(4 * count, np.float32)), 4),
         pa.array(np.zeros(count, np.float32)),
         pa.nulls(count, pa.float32()),
         pa.FixedShapeTensorArray.from_numpy_ndarray(np.zeros((count, 2, 2), np.float32)),
@@ -250,11 +251,11 @@ class TestRun:
             set_out(run, 0)
         assert list(tmp_path.iterdir()) == []
 
-    def test_done_and_account(self, run: Run) -> None:
+    def test_recover_and_account(self, run: Run) -> None:
         write_results(run, "part-a-0", [0, 2])
         write_errors(run, "part-a-0", [1])
         write_errors(run, "part-b-0", [5], "corrupt")
-        assert run.done(6).tolist() == [True, True, True, False, False, True]
+        assert run.recover(6).tolist() == [True, True, True, False, False, True]
         assert run.account(6) == Accounting(6, 2, 2, 2, 0, {"decode: truncated": 1, "decode: corrupt": 1})
         assert not run.account(6).whole
         write_results(run, "part-b-1", [3, 4])
@@ -267,10 +268,24 @@ class TestRun:
         accounting = run.account(2)
         assert (accounting.missing, accounting.repeated, accounting.whole) == (0, 1, False)
 
+    def test_recovering_deletes_what_is_there_twice(self, run: Run) -> None:
+        write_results(run, "part-a-0", [0, 1])
+        write_results(run, "part-b-0", [1, 2])
+        write_errors(run, "part-c-0", [0])
+        write_errors(run, "part-c-1", [3])
+        (run.png / "part-a-0.tar").write_bytes(b"")
+        (run.png / "part-b-0.tar").write_bytes(b"")
+        assert run.recover(4).tolist() == [True, True, False, True]
+        left = [
+            shard.path.rsplit("/", 1)[-1] for place in (run.results, run.errors, run.png) for shard in place.files()
+        ]
+        assert left == ["part-a-0.parquet", "part-c-1.parquet", "part-a-0.tar"]
+        assert run.account(4).repeated == 0
+
     def test_a_damaged_shard_is_named(self, run: Run) -> None:
         (run.results / "part-a-0.parquet").write_bytes(b"PAR1 damaged")
         with pytest.raises(RunError, match=r"part-a-0\.parquet.*delete it and start the run again"):
-            run.done(1)
+            run.recover(1)
 
     def test_only_pictures_without_results_are_orphans(self, run: Run) -> None:
         write_results(run, "part-a-0", [0])
