@@ -430,6 +430,56 @@ def _repeated(values: Sequence[str]) -> str | None:
     return next((value for index, value in enumerate(values) if value in values[:index]), None)
 
 
+class ImportanceConfig(_Section):
+    """The AIS of every feature map over a set of images."""
+
+    objective: Literal["prediction", "error", "similarity"] = Field(
+        description="prediction: effect on the score; error: effect on the error against ratings; similarity: effect on"
+        " the agreement with a human similarity matrix.",
+        examples=["error"],
+    )
+    output: Text = Field(description="Where the bundle goes.", examples=["s3://bucket/importance/first"])
+    images: Text | None = Field(
+        default=None,
+        description="For prediction: a folder, glob or list. For similarity: a list, in the order of the matrix.",
+    )
+    ratings: Text | None = Field(default=None, description="For error: table of ratings, CSV or Parquet.")
+    matrix: Text | None = Field(
+        default=None,
+        description="For similarity: square matrix, larger is more alike; .npy, .npz or .csv. A .csv with the images as"
+        " header and an .npz with an array images say the order themselves.",
+    )
+    level: Literal["collective", "individual"] = Field(
+        default="collective",
+        description="For similarity: one map ablated in all images at once, or in one image at a time (averaged).",
+    )
+    head: Text | None = Field(default=None, description="Head bundle; for prediction and error.")
+    backbone: BackboneOverrides = BackboneOverrides()
+    preprocessing: PreprocessingOverrides = PreprocessingOverrides()
+    limits: LimitsConfig = LimitsConfig()
+    storage: StorageConfig = StorageConfig()
+    compute: ComputeConfig = ComputeConfig()
+    max_error_share: Share = Field(default=0.05, description=_MAX_ERROR_SHARE)
+
+    def _conflicts(self) -> Iterator[_Conflict]:
+        wanted = {
+            "prediction": ("images", "head"),
+            "error": ("ratings", "head"),
+            "similarity": ("matrix",),
+        }[self.objective]
+        for key in ("images", "ratings", "matrix", "head"):
+            value = getattr(self, key)
+            if key in wanted and value is None:
+                yield _Conflict((key, "objective"), f"required with objective={self.objective}")
+            optional = self.objective == "similarity" and key in ("images", "head")
+            if key not in wanted and not optional and value is not None:
+                yield _Conflict((key, "objective"), f"{_show(value)} has no use with objective={self.objective}")
+        if self.objective == "similarity" and self.head is None and self.backbone.name is None:
+            yield _Conflict(
+                ("backbone.name", "objective"), "required with objective=similarity, unless a head is given"
+            )
+
+
 class DemoConfig(_Section):
     """The demo: planted images, a head fitted to them, the heatmaps job, and how well it points."""
 

@@ -76,7 +76,7 @@ def resolve_weights(
         return Weights(RANDOM, hashlib.sha256(name.encode()).hexdigest(), seed=seed), None
     if seed is not None:
         raise WeightsError(f"seed={seed} is for weights='random' only; weights={weights!r} are read from a file")
-    if weights in PUBLISHED:
+    if weights in PUBLISHED or (spec.published is not None and weights == spec.published.url):
         if spec.published is None:
             raise WeightsError(f"{spec.name} has no published weights; give a file or weights='random' with a seed")
         path, digest = fetch(spec.published.url, sha256 or spec.published.sha256, storage, cache)

@@ -15,6 +15,7 @@ from ais.comparison.pairs import MeanAgreement
 _INK, _QUIET, _EMPTY = "#333333", "#8a8a8a", "#f2f2f2"
 # Signed metrics share one scale, blue over white (zero) to red. An error is dark where it is large.
 _SIGNED = {"pearson", "cosine", "ssim"}
+_PALE = 3  # times the range of the values: only the pale third of the colours, on which numbers can be read
 _CELL_INCHES, _NAME_LENGTH = 1.15, 18
 
 
@@ -41,17 +42,16 @@ def matrix_png(
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.set_facecolor(_EMPTY)
-    # Twice the range of the values: only the pale half of the colours, on which the numbers can be read.
     if metric in _SIGNED:
-        axes.imshow(means, cmap="RdBu_r", vmin=-2, vmax=2)
+        axes.imshow(means, cmap="RdBu_r", vmin=-_PALE, vmax=_PALE)
     else:
         highest = 1.0 if metric == "top_overlap" else np.nanmax(means, initial=0) or 1.0
-        axes.imshow(means, cmap="Blues", vmin=0, vmax=2 * highest)
+        axes.imshow(means, cmap="Blues", vmin=0, vmax=_PALE * highest)
     for (one, other), cell in cells.items():
         for row, column in ((place[one], place[other]), (place[other], place[one])):
-            axes.text(column, row - 0.08, format_value(cell.mean), ha="center", va="center", color=_INK, fontsize=12)
-            interval = f"{format_value(cell.low)} to {format_value(cell.high)}"
-            axes.text(column, row + 0.22, interval, ha="center", va="center", color=_INK, fontsize=7)
+            axes.text(column, row - 0.06, format_value(cell.mean), ha="center", va="center", color=_INK, fontsize=12)
+            interval = "" if np.isnan(cell.low) else f"{format_value(cell.low)} to {format_value(cell.high)}"
+            axes.text(column, row + 0.18, interval, ha="center", va="center", color=_INK, fontsize=7)
     wrapped = [textwrap.fill(name, _NAME_LENGTH) for name in names]
     axes.set_xticks(range(count), wrapped)
     axes.set_yticks(range(count), wrapped)

@@ -158,6 +158,29 @@ def _correlations(grams: np.ndarray, sums: np.ndarray, dimensions: int) -> np.nd
     return centred / (norms[:, :, None] * norms[:, None, :])
 
 
+def individual_ais_of(ablated: np.ndarray, embeddings: np.ndarray, image: int, human: np.ndarray) -> np.ndarray:
+    """Individual AIS ``(c,)`` of one image for any tail.
+
+    Args:
+        ablated: ``(c, D)`` its embedding with each of c maps ablated.
+        embeddings: ``(N, D)`` intact.
+        image: its index i.
+        human: ``(N, N)``, checked by `check_human_matrix`.
+    """
+    others = np.arange(len(embeddings)) != image
+    rows = np.concatenate([embeddings[image : image + 1], ablated]).astype(np.float64)
+    similarity = _unit_rows(rows) @ _unit_rows(embeddings[others].astype(np.float64)).T
+    agreement = pearson(similarity, human[image, others])
+    return agreement[0] - agreement[1:]
+
+
+def _unit_rows(rows: np.ndarray) -> np.ndarray:
+    """Centre each row and divide it by its norm, so that products are Pearson correlations."""
+    rows = rows - rows.mean(1, keepdims=True)
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+
+
 def collective_ais_reference(
     embeddings: np.ndarray, replacements: np.ndarray, first: int, human: np.ndarray
 ) -> np.ndarray:

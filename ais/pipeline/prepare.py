@@ -23,7 +23,7 @@ from ais.backbones import (
 from ais.config import BackboneConfig, BackboneOverrides, HeatmapsConfig, StorageConfig, to_yaml
 from ais.errors import BackboneError, ConfigError
 from ais.explainer import geometry_of
-from ais.heads import check_record, read_record
+from ais.heads import HeadRecord, check_record, read_record
 from ais.heatmaps import HeatmapCells
 from ais.images import Limits
 from ais.importance import ImportanceRecord, load_importance
@@ -133,23 +133,15 @@ def prepare_heatmaps(config: HeatmapsConfig, spec: BackboneSpec | None = None) -
         | ({"importance": absolute(config.importance)} if config.importance else {})
     )
     record, _ = read_record(config.head, storage)
-    backbone = resolve_backbone(config.backbone, record.backbone, record.weights, record.seed)
-    mode = config.preprocessing.mode or record.preprocessing
-    spec = spec or get_spec(backbone.name)
-    layer = inspect_layer(spec, backbone.layer)
-    if layer is None:
-        raise BackboneError(f"backbone.name: {spec.name} gives no heatmaps: {spec.refuses_heatmaps}")
-    weights, _ = resolve_weights(spec, backbone.weights, backbone.seed, backbone.sha256, storage)
-    check_record(record, spec.name, weights.fingerprint, mode)
+    model = resolve_model(config.backbone, config.preprocessing.mode, record, storage, spec)
+    spec, layer, weights, mode = model.source.spec, model.layer, model.weights, model.preprocessing
     importance, importance_digest = None, None
     if config.importance:
         importance, made, importance_digest = load_importance(config.importance, storage)
-        made.check_belongs(
-            ImportanceRecord(made.objective, spec.name, weights.fingerprint, layer.name, mode, record.sha256)
-        )
+        made.check_belongs(model.importance_record(made.objective, record.sha256))
     config = config.model_copy(
         update={
-            "backbone": BackboneOverrides(**{**backbone.model_dump(), "layer": layer.name}),
+            "backbone": BackboneOverrides(**{**model.backbone.model_dump(), "layer": layer.name}),
             "preprocessing": config.preprocessing.model_copy(update={"mode": mode}),
         }
     )
@@ -168,11 +160,8 @@ def prepare_heatmaps(config: HeatmapsConfig, spec: BackboneSpec | None = None) -
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     run = Run.at(config.output, config.run_id or f"{spec.name}-{digest[:12]}", storage)
-    source = BackboneSource(
-        spec, layer.name, backbone.weights, backbone.seed, backbone.sha256, weights.fingerprint, storage
-    )
     plan = HeatmapPlan(
-        source=source,
+        source=model.source,
         head=config.head,
         importance=None if importance is None else importance.astype(np.float32),
         weighting=config.weighting,
@@ -188,16 +177,73 @@ def prepare_heatmaps(config: HeatmapsConfig, spec: BackboneSpec | None = None) -
     return Prepared(config, plan, run, identity, layer, weights)
 
 
-def resolve_backbone(given: BackboneOverrides, name: str, weights: str, seed: int | None) -> BackboneConfig:
-    """Fill in what the configuration leaves to the head: its backbone and weights."""
-    chosen = given.weights or weights
-    return BackboneConfig(
-        name=given.name or name,
+@dataclass(frozen=True)
+class Model:
+    """A backbone, its weights and its layer, found and checked.
+
+    Args:
+        source: for actors to load it from.
+        backbone: the configuration with everything filled in.
+        layer: that is ablated.
+        weights: of the backbone.
+        preprocessing: ``"center_crop"`` or ``"letterbox"``.
+    """
+
+    source: BackboneSource
+    backbone: BackboneConfig
+    layer: LayerInfo
+    weights: Weights
+    preprocessing: str
+
+    def importance_record(self, objective: str, head: str | None) -> ImportanceRecord:
+        """What an AIS of this model belongs to."""
+        spec = self.source.spec
+        return ImportanceRecord(
+            objective, spec.name, self.weights.fingerprint, self.layer.name, self.preprocessing, head
+        )
+
+
+def resolve_model(
+    given: BackboneOverrides,
+    preprocessing: str | None,
+    record: HeadRecord | None,
+    storage: Storage,
+    spec: BackboneSpec | None = None,
+) -> Model:
+    """Find backbone, weights, layer and preprocessing: as configured, and for the rest as the head was trained.
+
+    Args:
+        given: as configured.
+        preprocessing: as configured.
+        record: of the head; ``None`` where no head is used.
+        storage: how to reach the weights.
+        spec: a backbone's record to use instead of the registry's.
+
+    Raises:
+        BackboneError: there is no such backbone or layer, or it gives no heatmaps.
+        WeightsError: the weights cannot be had.
+        HeadError: the head was trained with something else.
+    """
+    weights = given.weights or (record.weights if record else "published")
+    backbone = BackboneConfig(
+        name=given.name or (record.backbone if record else ""),
         layer=given.layer,
-        weights=chosen,
-        seed=given.seed if given.seed is not None or given.weights else seed,
+        weights=weights,
+        seed=record.seed if record and not given.weights and given.seed is None else given.seed,
         sha256=given.sha256,
     )
+    mode = preprocessing or (record.preprocessing if record else "center_crop")
+    spec = spec or get_spec(backbone.name)
+    layer = inspect_layer(spec, backbone.layer)
+    if layer is None:
+        raise BackboneError(f"backbone.name: {spec.name} gives no heatmaps: {spec.refuses_heatmaps}")
+    found, _ = resolve_weights(spec, backbone.weights, backbone.seed, backbone.sha256, storage)
+    if record is not None:
+        check_record(record, spec.name, found.fingerprint, mode)
+    source = BackboneSource(
+        spec, layer.name, backbone.weights, backbone.seed, backbone.sha256, found.fingerprint, storage
+    )
+    return Model(source, backbone, layer, found, mode)
 
 
 def _metadata(

@@ -1,0 +1,71 @@
+"""A human similarity matrix from a file, with the order of its images if the file says it."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import numpy as np
+
+from ais.importance.similarity import SimilarityError
+from ais.storage import Storage
+
+
+def read_matrix(address: str, storage: Storage) -> tuple[np.ndarray, list[str] | None]:
+    """Read a matrix; whether it can be used is for `ais.importance.similarity.check_human_matrix` to say.
+
+    Args:
+        address: of a ``.npy``; of an ``.npz`` with one matrix, and optionally the image addresses as ``images``; or of
+            a ``.csv``, either numbers only or with the image addresses as header and as first column.
+        storage: how to reach it.
+
+    Returns:
+        the matrix, and the addresses of its images in order, ``None`` where the file has none.
+
+    Raises:
+        SimilarityError: there is no such file, it is of another kind, or header and first column disagree.
+    """
+    try:
+        data = storage.open(address).read_bytes()
+    except FileNotFoundError as error:
+        raise SimilarityError(f"matrix {address!r} does not exist") from error
+    try:
+        if address.endswith(".npy"):
+            return np.load(io.BytesIO(data), allow_pickle=False), None
+        if address.endswith(".npz"):
+            return _from_npz(address, data)
+        if address.endswith(".csv"):
+            return _from_csv(address, data.decode("utf-8-sig"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise SimilarityError(f"matrix {address!r} cannot be read: {error}") from error
+    raise SimilarityError(f"matrix {address!r} must be a .npy, .npz or .csv file")
+
+
+def _from_npz(address: str, data: bytes) -> tuple[np.ndarray, list[str] | None]:
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        matrices = [name for name in arrays.files if arrays[name].ndim == 2]
+        if len(matrices) != 1:
+            raise SimilarityError(f"matrix {address!r} must hold one matrix; it holds {', '.join(arrays.files)}")
+        images = [str(name) for name in arrays["images"]] if "images" in arrays.files else None
+        return arrays[matrices[0]], images
+
+
+def _from_csv(address: str, text: str) -> tuple[np.ndarray, list[str] | None]:
+    rows = [row for row in csv.reader(io.StringIO(text)) if row]
+    if len({len(row) for row in rows}) != 1:
+        raise SimilarityError(f"matrix {address!r} has rows of different lengths")
+    if _is_number(rows[0][-1]):
+        return np.array(rows, dtype=np.float64), None
+    images, labels = rows[0][1:], [row[0] for row in rows[1:]]
+    if images != labels:
+        at = next((i for i, pair in enumerate(zip(images, labels, strict=False)) if pair[0] != pair[1]), len(labels))
+        raise SimilarityError(f"matrix {address!r}: header and first column name other images from number {at + 1} on")
+    return np.array([row[1:] for row in rows[1:]], dtype=np.float64), images
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,285 @@
+"""AIS over a set of images, streamed through the same stages as the heatmaps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import ray.data
+import torch
+from ray.data import ActorPoolStrategy, Datasink
+from ray.data.block import Block, BlockAccessor
+from ray.data.datasource.datasink import WriteResult
+
+from ais.ablation import ablate, replaced_coordinates, run_trunk
+from ais.backbones import TailKind
+from ais.config import ComputeConfig
+from ais.errors import AisError, RunError
+from ais.explainer import geometry_of
+from ais.heads import load_head
+from ais.images import Limits
+from ais.importance.effects import EffectSums
+from ais.pipeline.cluster import Pools, cluster_pools, quiet_ray_data
+from ais.pipeline.columns import pack, replace, unpack
+from ais.pipeline.embed import Unreadable
+from ais.pipeline.explain import BackboneSource, choose_device
+from ais.pipeline.heatmaps import fetched, worker_failure
+from ais.pipeline.progress import Progress
+from ais.runs import ListedImage
+
+
+class _Stage:
+    """What both stages share: the backbone on the actor's device, and images from pixels.
+
+    Args:
+        source: of the backbone.
+        preprocessing: mode under which the pixels were made.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        threads: of torch on the CPU.
+        progress: actor that counts.
+    """
+
+    def __init__(
+        self, source: BackboneSource, preprocessing: str, device: str, threads: int | None, progress: Any
+    ) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.device = choose_device(device)
+        self.backbone = source.load(self.device)
+        self.side = geometry_of(self.backbone.spec, preprocessing).input_size
+        self._progress = progress
+
+    def good_images(self, batch: pa.Table) -> tuple[np.ndarray, torch.Tensor]:
+        """Indices of the rows without error, and their normalised images."""
+        stages = np.array(batch["stage"].to_pylist(), object)
+        self._progress.add.remote(batch.num_rows, int((stages != "").sum()))
+        good = np.flatnonzero(stages == "")
+        pixels = torch.from_numpy(unpack(batch["pixels"], (self.side, self.side, 3), np.uint8)[good])
+        return good, self.backbone.normalise(pixels.to(self.device))
+
+    def returned(self, batch: pa.Table, good: np.ndarray, **columns: np.ndarray) -> pa.Table:
+        """The batch's ids, ratings and errors, with float32 columns for the good rows (zeros for the others)."""
+        packed = {}
+        for name, values in columns.items():
+            every = np.zeros((batch.num_rows, *values.shape[1:]), np.float32)
+            every[good] = values
+            packed[name] = pack(every)
+        return replace(batch.select(["image_id", "uri", "rating", "stage", "reason", "error"]), [], **packed)
+
+
+class Effects(_Stage):
+    """Callable stage: ``pixels`` → ``score`` and ``effects (C)``, by exact ablation. Arguments as `_Stage`, and:
+
+    Args:
+        head: address of the head bundle.
+        chunk: maps ablated at once.
+    """
+
+    def __init__(self, head: str, chunk: int | None, source: BackboneSource, **shared: Any) -> None:
+        super().__init__(source, **shared)
+        self._head = load_head(head, source.storage).to(self.device)
+        self._chunk = chunk
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Ablate every map in every image of a batch."""
+        good, images = self.good_images(batch)
+        if not len(good):
+            assert self.backbone.layer is not None
+            nothing = np.zeros((0, self.backbone.layer.map_shape[0]))
+            return self.returned(batch, good, score=np.zeros((0, 1)), effects=nothing)
+        result = ablate(self.backbone, self._head, images, chunk=self._chunk)
+        scores, effects = result.scores.cpu().numpy()[:, None], result.effects.cpu().numpy()
+        return self.returned(batch, good, score=scores, effects=effects)
+
+
+class Coordinates(_Stage):
+    """Callable stage: ``pixels`` → ``embedding (D)`` and, for channelwise tails, ``replacements (C)``."""
+
+    @torch.inference_mode()
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Embed a batch, intact and with each map ablated."""
+        good, images = self.good_images(batch)
+        split, layer = self.backbone.split, self.backbone.layer
+        assert layer is not None
+        maps = layer.map_shape[0] if split.kind is TailKind.CHANNELWISE else 0
+        if not len(good):
+            empty = np.zeros((0, self.backbone.embedding_size))
+            return self.returned(batch, good, embedding=empty, replacements=np.zeros((0, maps)))
+        feature_maps, context = run_trunk(split, images)
+        embeddings = split.tail(feature_maps, *context)
+        replacements = np.zeros((len(good), maps), np.float32)
+        if split.kind is TailKind.CHANNELWISE:
+            first, changes = replaced_coordinates(split, feature_maps, context, embeddings)
+            replacements = (embeddings[:, first : first + maps] + changes).cpu().numpy()
+        return self.returned(batch, good, embedding=embeddings.cpu().numpy(), replacements=replacements)
+
+
+@dataclass
+class Gathered:
+    """What the write tasks bring to the driver.
+
+    Args:
+        sums: of the effects.
+        arrays: ``image_id, embedding, replacements`` of each task.
+        unreadable: images that could not be used.
+    """
+
+    sums: list[EffectSums]
+    arrays: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
+    unreadable: list[Unreadable]
+
+
+class _GatherSink(Datasink[Gathered]):
+    """Adds up effects where they are, so that the driver gets one vector a task, or brings coordinates along."""
+
+    def __init__(self, widths: dict[str, int]) -> None:
+        self._widths = widths
+        self.gathered = Gathered([], [], [])
+
+    def write(self, blocks: Iterable[Block], ctx: Any) -> Gathered:  # noqa: ARG002 - Ray's signature
+        """Reduce the blocks of one task; runs on a worker."""
+        result = Gathered([], [], [])
+        for block in blocks:
+            table = BlockAccessor.for_block(block).to_arrow()
+            failed = pc.not_equal(table["stage"], "")
+            bad = table.filter(failed).select(["uri", "stage", "reason", "error"])
+            result.unreadable += [Unreadable(**row) for row in bad.to_pylist()]
+            good = table.filter(pc.invert(failed))
+            if good.num_rows == 0:
+                continue
+            values = {name: unpack(good[name], (width,), np.float32) for name, width in self._widths.items()}
+            if "effects" in values:
+                ratings = good["rating"].to_numpy()
+                result.sums.append(EffectSums.of(values["score"][:, 0], values["effects"], ratings))
+            else:
+                ids = good["image_id"].to_numpy()
+                # Copies: what a block is a view of goes with the task.
+                result.arrays.append((ids, values["embedding"].copy(), values["replacements"].copy()))
+        return result
+
+    def on_write_complete(self, write_result: WriteResult[Gathered]) -> None:
+        """Put the tasks together; runs on the driver."""
+        for part in write_result.write_returns:
+            self.gathered.sums += part.sums
+            self.gathered.arrays += part.arrays
+            self.gathered.unreadable += part.unreadable
+
+
+def effects_over(
+    images: Sequence[ListedImage],
+    ratings: Sequence[float] | None,
+    source: BackboneSource,
+    head: str,
+    preprocessing: str,
+    limits: Limits,
+    compute: ComputeConfig,
+    maps: int,
+) -> tuple[EffectSums, list[Unreadable]]:
+    """Ablate every map in every image and add up the effects.
+
+    Args:
+        images: the set.
+        ratings: one for each, or ``None``.
+        source: of the backbone.
+        head: address of the head bundle.
+        preprocessing: ``"center_crop"`` or ``"letterbox"``.
+        limits: on one image.
+        compute: where and how.
+        maps: C.
+
+    Raises:
+        RunError: the pipeline stopped, or no image could be used.
+    """
+    arguments = {"source": source, "head": head, "chunk": compute.chunk}
+    widths = {"score": 1, "effects": maps}
+    gathered = _stream(Effects, arguments, widths, images, ratings, source, preprocessing, limits, compute)
+    if not gathered.sums:
+        raise RunError(f"none of the {len(images)} images could be used; the first: {gathered.unreadable[0]}")
+    return EffectSums.merge(gathered.sums), gathered.unreadable
+
+
+def coordinates_over(
+    images: Sequence[ListedImage],
+    source: BackboneSource,
+    preprocessing: str,
+    limits: Limits,
+    compute: ComputeConfig,
+    maps: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Embed every image, intact and with each map ablated.
+
+    Returns:
+        embeddings ``(N, D)`` and replacements ``(N, maps)``, in the order of the images.
+
+    Raises:
+        RunError: the pipeline stopped, or an image could not be used: a similarity matrix has no room for a gap.
+    """
+    widths = {"embedding": source.spec.embedding_size, "replacements": maps}
+    gathered = _stream(Coordinates, {"source": source}, widths, images, None, source, preprocessing, limits, compute)
+    if gathered.unreadable:
+        first = gathered.unreadable[0]
+        raise RunError(
+            f"{len(gathered.unreadable)} of {len(images)} images could not be used, the first {first.uri!r} "
+            f"({first.error}); take them out of the list and the matrix"
+        )
+    order = np.argsort(np.concatenate([ids for ids, _, _ in gathered.arrays]))
+    embeddings = np.concatenate([embedding for _, embedding, _ in gathered.arrays])[order]
+    return embeddings, np.concatenate([replacements for _, _, replacements in gathered.arrays])[order]
+
+
+def _stream(
+    stage: type[_Stage],
+    arguments: dict[str, Any],
+    widths: dict[str, int],
+    images: Sequence[ListedImage],
+    ratings: Sequence[float] | None,
+    source: BackboneSource,
+    preprocessing: str,
+    limits: Limits,
+    compute: ComputeConfig,
+) -> Gathered:
+    if not images:
+        raise AisError("there are no images to work on")
+    quiet_ray_data()
+    pools = cluster_pools(compute)
+    geometry = geometry_of(source.spec, preprocessing)
+    with Progress("images", len(images)) as progress:
+        units = ray.data.from_arrow(_units(images, ratings, pools))
+        rows = fetched(units, geometry, limits, source.storage, compute, pools).map_batches(
+            stage,
+            batch_format="pyarrow",
+            batch_size=pools.batch,
+            compute=ActorPoolStrategy(size=pools.scoring_actors),
+            num_cpus=pools.scoring_cpus,
+            num_gpus=pools.scoring_gpus,
+            fn_constructor_kwargs={
+                **arguments,
+                "preprocessing": preprocessing,
+                "device": compute.device,
+                "threads": pools.scoring_threads,
+                "progress": progress.counter,
+            },
+        )
+        sink = _GatherSink(widths)
+        try:
+            rows.write_datasink(sink, ray_remote_args={"num_cpus": pools.task_cpus})
+        except ray.exceptions.RayError as error:
+            raise RunError(f"the pipeline stopped: {worker_failure(error)}") from error
+    return sink.gathered
+
+
+def _units(images: Sequence[ListedImage], ratings: Sequence[float] | None, pools: Pools) -> list[pa.Table]:
+    table = pa.table(
+        {
+            "image_id": pa.array(np.arange(len(images))),
+            "uri": pa.array([image.uri for image in images], pa.string()),
+            "size": pa.array([image.size for image in images], pa.int64()),
+            "rating": pa.array(np.full(len(images), np.nan) if ratings is None else np.asarray(ratings, np.float64)),
+        }
+    )
+    return [table.slice(start, pools.batch) for start in range(0, table.num_rows, pools.batch)]

@@ -1,0 +1,267 @@
+"""The importance job: what it needs, what it computes for each objective, what it writes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+
+from ais.backbones import TailKind
+from ais.config import ImportanceConfig, RatingsConfig, to_yaml
+from ais.errors import RunError
+from ais.explainer import geometry_of
+from ais.heads import read_record
+from ais.images import Limits
+from ais.importance import ImportanceRecord, save_importance
+from ais.importance.general import general_similarity_ais
+from ais.importance.matrix import read_matrix
+from ais.importance.ranking import effects_table, ranking_png, similarity_table
+from ais.importance.similarity import alignment, check_human_matrix, collective_ais, individual_ais
+from ais.pipeline.cluster import Pools, cluster_pools
+from ais.pipeline.columns import unpack
+from ais.pipeline.embed import Unreadable
+from ais.pipeline.explain import choose_device
+from ais.pipeline.fetch import FetchDecode
+from ais.pipeline.importance import coordinates_over, effects_over
+from ais.pipeline.prepare import Model, resolve_model, storage_of, versions
+from ais.ratings import read_ratings
+from ais.runs import ListedImage, list_images
+from ais.storage import Storage, absolute
+
+_SIGN = {
+    "prediction": "mean of s - s_k: positive where the map raises the score",
+    "error": "mean of |s_k - y| - |s - y|: positive where the map brings predictions nearer to the ratings",
+    "collective": "R²(all maps) - R²(without the map): positive where the map adds to the agreement with people",
+    "individual": "mean over images of r - r(without the map in that image): positive where the map adds to agreement",
+}
+
+
+@dataclass(frozen=True)
+class PreparedImportance:
+    """An importance job that can start.
+
+    Args:
+        config: with local paths absolute.
+        storage: how to reach addresses.
+        model: backbone, layer and weights.
+        images: the set, in the order of the matrix for ``similarity``.
+        ratings: one for each image, for ``error``.
+        human: the checked matrix, for ``similarity``.
+        head: SHA-256 of the head's weights, where one is used.
+    """
+
+    config: ImportanceConfig
+    storage: Storage
+    model: Model
+    images: list[ListedImage]
+    ratings: np.ndarray | None
+    human: np.ndarray | None
+    head: str | None
+
+    @property
+    def limits(self) -> Limits:
+        """Bounds on one image."""
+        return Limits(**self.config.limits.model_dump())
+
+    def describe(self) -> str:
+        """Say in a few lines what would be done."""
+        weights, layer = self.model.weights, self.model.layer
+        trained = f"UNTRAINED, random with seed {weights.seed}" if weights.untrained else weights.source
+        level = f", {self.config.level}" if self.config.objective == "similarity" else ""
+        return "\n".join(
+            (
+                f"objective   {self.config.objective}{level}",
+                f"images      {len(self.images):,}",
+                f"backbone    {self.model.source.spec.name} ({trained})",
+                f"layer       {layer.name}: {'×'.join(map(str, layer.map_shape))}, {layer.tail} tail",
+                f"output      {self.config.output}",
+            )
+        )
+
+
+@dataclass(frozen=True)
+class ImportanceResult:
+    """What was found.
+
+    Args:
+        table: with ``map``, ``ais`` and ``rank`` at least.
+        details: for ``importance.json``.
+        unreadable: images that could not be used.
+    """
+
+    table: pa.Table
+    details: dict[str, Any]
+    unreadable: list[Unreadable]
+
+
+def prepare_importance(config: ImportanceConfig) -> PreparedImportance:
+    """Check everything that can be checked without reading an image.
+
+    Raises:
+        AisError: of the kind that fits.
+    """
+    storage = storage_of(config.storage)
+    addresses = ("output", "images", "ratings", "matrix", "head")
+    config = config.model_copy(
+        update={name: absolute(getattr(config, name)) for name in addresses if getattr(config, name) is not None}
+    )
+    record = read_record(config.head, storage)[0] if config.head else None
+    model = resolve_model(config.backbone, config.preprocessing.mode, record, storage)
+    ratings = human = None
+    if config.objective == "error":
+        assert config.ratings is not None
+        rated = read_ratings(RatingsConfig(path=config.ratings), storage)
+        images, ratings = [ListedImage(address) for address in rated.addresses.tolist()], rated.scores
+    elif config.objective == "prediction":
+        assert config.images is not None
+        images = list(list_images(config.images, storage))
+    else:
+        images, human = _compared_images(config, storage)
+    head = record.sha256 if record is not None and config.objective != "similarity" else None
+    return PreparedImportance(config, storage, model, images, ratings, human, head)
+
+
+def _compared_images(config: ImportanceConfig, storage: Storage) -> tuple[list[ListedImage], np.ndarray]:
+    """The images of a human matrix in its order, and the matrix.
+
+    Raises:
+        RunError: neither the matrix nor ``images`` says which image a row is, or they say it differently.
+    """
+    assert config.matrix is not None
+    matrix, names = read_matrix(config.matrix, storage)
+    listed = list(list_images(config.images, storage)) if config.images else None
+    if names is not None:
+        place = storage.open(config.matrix)
+        folder = type(place)(place.filesystem, place.path.rsplit("/", 1)[0])
+        own = [
+            ListedImage(name if "://" in name or name.startswith("/") else (folder / name).address) for name in names
+        ]
+        if listed is not None and [image.uri for image in own] != [image.uri for image in listed]:
+            at = next((i for i, (a, b) in enumerate(zip(own, listed, strict=False)) if a.uri != b.uri), len(own))
+            raise RunError(
+                f"images {config.images!r} and matrix {config.matrix!r} are in another order from number {at + 1} on: "
+                "leave images out, or bring them into the order of the matrix"
+            )
+        listed = own
+    if listed is None:
+        raise RunError(
+            f"matrix {config.matrix!r} does not say which image a row is: give images, a CSV or Parquet list with a "
+            "uri column in the order of the matrix"
+        )
+    return listed, check_human_matrix(matrix, len(listed))
+
+
+def importance_of(prepared: PreparedImportance) -> ImportanceResult:
+    """Compute the AIS on the cluster that this process has joined.
+
+    Raises:
+        RunError: the pipeline stopped, or more images than ``max_error_share`` could not be used.
+    """
+    if prepared.config.objective == "similarity":
+        return _similarity(prepared)
+    config, model = prepared.config, prepared.model
+    assert config.head is not None
+    sums, unreadable = effects_over(
+        prepared.images,
+        None if prepared.ratings is None else prepared.ratings.tolist(),
+        model.source,
+        config.head,
+        model.preprocessing,
+        prepared.limits,
+        config.compute,
+        model.layer.map_shape[0],
+    )
+    share = len(unreadable) / len(prepared.images)
+    if share > config.max_error_share:
+        raise RunError(
+            f"{share:.1%} of the images could not be used, more than max_error_share={config.max_error_share:g}; "
+            f"the first: {unreadable[0].uri!r} ({unreadable[0].error})"
+        )
+    details = {"images": sums.images, "rated": sums.rated, "sign": _SIGN[config.objective]}
+    return ImportanceResult(effects_table(sums, config.objective), details, unreadable)
+
+
+def _similarity(prepared: PreparedImportance) -> ImportanceResult:
+    config, model, human = prepared.config, prepared.model, prepared.human
+    assert human is not None
+    maps = model.layer.map_shape[0]
+    details: dict[str, Any] = {"images": len(prepared.images), "sign": _SIGN[config.level], "level": config.level}
+    if model.layer.tail is TailKind.CHANNELWISE:
+        embeddings, replacements = coordinates_over(
+            prepared.images, model.source, model.preprocessing, prepared.limits, config.compute, maps
+        )
+        first = model.source.load("cpu").split.coordinates
+        assert first is not None
+        compute = collective_ais if config.level == "collective" else individual_ais
+        ais = compute(embeddings, replacements, first.offset, human)
+        details["agreement"] = alignment(embeddings, human) ** 2
+    else:
+        pools = cluster_pools(config.compute)
+        task = ray.remote(num_cpus=pools.scoring_cpus, num_gpus=pools.scoring_gpus)(_general_similarity)
+        ais = ray.get(task.remote(prepared, pools))
+    return ImportanceResult(similarity_table(ais), details, [])
+
+
+def _general_similarity(prepared: PreparedImportance, pools: Pools) -> np.ndarray:
+    """Similarity AIS of a tail that mixes maps, in one task; runs on a worker."""
+    if pools.scoring_threads is not None:
+        torch.set_num_threads(pools.scoring_threads)
+    config, source = prepared.config, prepared.model.source
+    device = choose_device(config.compute.device)
+    backbone = source.load(device)
+    geometry = geometry_of(source.spec, prepared.model.preprocessing)
+    fetch = FetchDecode(geometry, prepared.limits, prepared.storage, config.compute.fetch_threads)
+    batches = []
+    for start in range(0, len(prepared.images), pools.batch):
+        images = prepared.images[start : start + pools.batch]
+        table = fetch(
+            pa.table(
+                {
+                    "image_id": pa.array(range(start, start + len(images)), pa.int64()),
+                    "uri": pa.array([image.uri for image in images], pa.string()),
+                    "size": pa.array([image.size for image in images], pa.int64()),
+                }
+            )
+        )
+        for row in table.select(["uri", "stage", "error"]).to_pylist():
+            if row["stage"]:
+                raise RunError(f"{row['uri']!r} could not be used ({row['error']}); take it out of list and matrix")
+        pixels = torch.from_numpy(
+            unpack(table["pixels"], (geometry.input_size, geometry.input_size, 3), np.uint8).copy()
+        )
+        batches.append(backbone.normalise(pixels.to(device)))
+    assert prepared.human is not None
+    return general_similarity_ais(backbone, batches, prepared.human, config.level, config.compute.chunk)
+
+
+def write_importance(prepared: PreparedImportance, result: ImportanceResult) -> str:
+    """Write the bundle; return what to say about it."""
+    config, model = prepared.config, prepared.model
+    folder = prepared.storage.open(config.output)
+    name = config.level if config.objective == "similarity" else config.objective
+    (folder / "importance.png").write_bytes(ranking_png(result.table, f"AIS, {name}"))
+    (folder / "config.yaml").write_text(to_yaml(config))
+    record: ImportanceRecord = model.importance_record(config.objective, prepared.head)
+    details = {
+        **result.details,
+        "unreadable": [asdict(image) for image in result.unreadable],
+        "weights": model.weights.as_dict(),
+        "untrained": model.weights.untrained,
+        "versions": versions(),
+    }
+    save_importance(config.output, result.table, record, details, prepared.storage)
+    ais = result.table["ais"].to_numpy()
+    top = np.argsort(-ais, kind="stable")[:5]
+    lines = [
+        f"importance  {len(ais):,} maps; {int((ais > 0).sum()):,} positive; {result.details['sign']}",
+        "largest     " + ", ".join(f"map {k} {ais[k]:.3g}" for k in top),
+    ]
+    if "agreement" in result.details:
+        lines.append(f"agreement   R² of all maps with people {result.details['agreement']:.3f}")
+    if result.unreadable:
+        lines.append(f"errors      {len(result.unreadable)} images could not be used, see importance.json")
+    return "\n".join([*lines, f"bundle      {folder.address}"])
