@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ais.heatmaps import place_on_image
 from ais.metrics import pointing_chance, pointing_hit
+from ais.placement import place_on_image
 from ais.planted import load_mask
 from ais.runs import Run
 

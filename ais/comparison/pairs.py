@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ais.agreement import METRICS, agreement
 from ais.comparison.sources import IMAGE_KEY, RunHeatmaps
 from ais.errors import RunError
-from ais.heatmaps import place_on_image
+from ais.placement import place_on_image
 
 _IMAGES_AT_ONCE = 256
 _RESAMPLED_VALUES_AT_ONCE = 1_000_000

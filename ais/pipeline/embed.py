@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 import ray.data
 import torch
-from ray.data import ActorPoolStrategy, Datasink
-from ray.data.block import Block, BlockAccessor
-from ray.data.datasource.datasink import WriteResult
+from ray.data import ActorPoolStrategy
 
 from ais.config import ComputeConfig
 from ais.embeddings import EmbeddingCache
@@ -26,19 +22,8 @@ from ais.pipeline.columns import pack, replace, unpack
 from ais.pipeline.explain import BackboneSource, choose_device
 from ais.pipeline.heatmaps import fetched, worker_failure
 from ais.pipeline.progress import Progress
+from ais.pipeline.sink import CacheSink, Unreadable
 from ais.runs import ListedImage
-
-_SHARD_ROWS = 1024
-
-
-@dataclass(frozen=True)
-class Unreadable:
-    """An image that has no embedding, and why."""
-
-    uri: str
-    stage: str
-    reason: str
-    error: str
 
 
 class Embed:
@@ -81,46 +66,6 @@ class Embed:
             for name, values in (("stage", stages), ("reason", reasons), ("error", errors))
         }
         return replace(batch.select(["uri", "version"]), [], embedding=pack(embeddings), **columns)
-
-
-class CacheSink(Datasink[list[Unreadable]]):
-    """Writes embeddings to the cache and brings the rows that have none back to the driver.
-
-    Args:
-        cache: where to.
-        embedding_size: D.
-    """
-
-    def __init__(self, cache: EmbeddingCache, embedding_size: int) -> None:
-        self._cache = cache
-        self._size = embedding_size
-        self.unreadable: list[Unreadable] = []
-
-    @property
-    def min_rows_per_write(self) -> int:
-        """Ray Data gathers this many rows for one task."""
-        return _SHARD_ROWS
-
-    def write(self, blocks: Iterable[Block], ctx: Any) -> list[Unreadable]:
-        """Write the part of one task; runs on a worker."""
-        tables = [BlockAccessor.for_block(block).to_arrow() for block in blocks]
-        tables = [table for table in tables if table.num_rows]
-        if not tables:
-            return []
-        table = pa.concat_tables(tables)
-        failed = pc.not_equal(table["stage"], "")
-        good = table.filter(pc.invert(failed))
-        if good.num_rows:
-            name = f"{ctx.kwargs['write_uuid'][:8]}-{ctx.task_idx:06d}"
-            embeddings = unpack(good["embedding"], (self._size,), np.float32)
-            self._cache.write(name, good["uri"].to_pylist(), good["version"].to_pylist(), embeddings)
-        bad = table.filter(failed).select(["uri", "stage", "reason", "error"])
-        return [Unreadable(**row) for row in bad.to_pylist()]
-
-    def on_write_complete(self, write_result: WriteResult[list[Unreadable]]) -> None:
-        """Gather the rows without embedding; runs on the driver."""
-        for rows in write_result.write_returns:
-            self.unreadable += rows
 
 
 def embed_images(

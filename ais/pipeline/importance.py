@@ -26,10 +26,10 @@ from ais.images import Limits
 from ais.importance.effects import EffectSums
 from ais.pipeline.cluster import Pools, cluster_pools, quiet_ray_data
 from ais.pipeline.columns import pack, replace, unpack
-from ais.pipeline.embed import Unreadable
 from ais.pipeline.explain import BackboneSource, choose_device
 from ais.pipeline.heatmaps import fetched, worker_failure
 from ais.pipeline.progress import Progress
+from ais.pipeline.sink import Unreadable
 from ais.runs import ListedImage
 
 

@@ -23,11 +23,11 @@ from ais.importance.ranking import effects_table, ranking_png, similarity_table
 from ais.importance.similarity import alignment, check_human_matrix, collective_ais, individual_ais
 from ais.pipeline.cluster import Pools, cluster_pools
 from ais.pipeline.columns import unpack
-from ais.pipeline.embed import Unreadable
 from ais.pipeline.explain import choose_device
 from ais.pipeline.fetch import FetchDecode
 from ais.pipeline.importance import coordinates_over, effects_over
 from ais.pipeline.prepare import Model, resolve_model, storage_of, versions
+from ais.pipeline.sink import Unreadable
 from ais.ratings import read_ratings
 from ais.runs import ListedImage, list_images
 from ais.storage import Storage, absolute

@@ -7,8 +7,8 @@ import time
 import numpy as np
 import pyarrow as pa
 
-from ais.heatmaps import HeatmapCells, Weighting, normalise_for_display, place_on_image
 from ais.pipeline.columns import replace, unpack
+from ais.placement import HeatmapCells, Weighting, normalise_for_display, place_on_image
 from ais.render import both_png, heatmap_png, overlay_png
 
 

@@ -1,4 +1,4 @@
-"""The one sink: Parquet shard, PNG shard and error shard of a task, the results last."""
+"""What write tasks do. They need no torch, and do not wait for it to be imported."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import tarfile
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,12 @@ from ray.data import Datasink
 from ray.data.block import Block, BlockAccessor
 from ray.data.datasource.datasink import WriteResult
 
-from ais.heatmaps import HeatmapCells
+from ais.embeddings import EmbeddingCache
 from ais.pipeline.columns import replace, unpack
+from ais.placement import HeatmapCells
 from ais.runs import ERRORS_SCHEMA, Run, results_schema, write_table
 
+_CACHE_PART_ROWS = 1024
 TIMED = ("fetch_s", "decode_s", "explain_s", "render_s")
 
 
@@ -86,6 +89,56 @@ class RunSink(Datasink[dict[str, float]]):
         """Add up the seconds of the stages; runs on the driver."""
         for part in write_result.write_returns:
             self.totals.update(part)
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """An image that has no embedding, and why."""
+
+    uri: str
+    stage: str
+    reason: str
+    error: str
+
+
+class CacheSink(Datasink[list[Unreadable]]):
+    """Writes embeddings to the cache and brings the rows that have none back to the driver.
+
+    Args:
+        cache: where to.
+        embedding_size: D.
+    """
+
+    def __init__(self, cache: EmbeddingCache, embedding_size: int) -> None:
+        self._cache = cache
+        self._size = embedding_size
+        self.unreadable: list[Unreadable] = []
+
+    @property
+    def min_rows_per_write(self) -> int:
+        """Ray Data gathers this many rows for one task."""
+        return _CACHE_PART_ROWS
+
+    def write(self, blocks: Iterable[Block], ctx: Any) -> list[Unreadable]:
+        """Write the part of one task; runs on a worker."""
+        tables = [BlockAccessor.for_block(block).to_arrow() for block in blocks]
+        tables = [table for table in tables if table.num_rows]
+        if not tables:
+            return []
+        table = pa.concat_tables(tables)
+        failed = pc.not_equal(table["stage"], "")
+        good = table.filter(pc.invert(failed))
+        if good.num_rows:
+            name = f"{ctx.kwargs['write_uuid'][:8]}-{ctx.task_idx:06d}"
+            embeddings = unpack(good["embedding"], (self._size,), np.float32)
+            self._cache.write(name, good["uri"].to_pylist(), good["version"].to_pylist(), embeddings)
+        bad = table.filter(failed).select(["uri", "stage", "reason", "error"])
+        return [Unreadable(**row) for row in bad.to_pylist()]
+
+    def on_write_complete(self, write_result: WriteResult[list[Unreadable]]) -> None:
+        """Gather the rows without embedding; runs on the driver."""
+        for rows in write_result.write_returns:
+            self.unreadable += rows
 
 
 class PngSink(Datasink[tuple[int, int]]):

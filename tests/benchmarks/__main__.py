@@ -21,11 +21,9 @@ def processor() -> str:
     """Name of the processor, and how many cores of it."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        models = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        name = models[0] if models else name
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    name = models[0] if models else name
     return f"{name}, {os.cpu_count()} cores"
 
 
@@ -41,20 +39,17 @@ def main() -> int:
         "command": "make bench",
     }
     rows = []
-    print(
-        "| backbone | layer | maps | forward, ms/image | `explainer(images)` ÷ forward | one map at a time ÷ explainer |"
-    )
+    print("| backbone | layer | maps | forward, ms/image | explainer ÷ forward | one map at a time ÷ explainer |")
     print("|---|---|---|---|---|---|")
     for name, layer in explainer_cost.CASES:
         if only and name not in only:
             continue
         row = explainer_cost.measure(name, layer)
         rows.append(row)
-        print(
-            f"| {row['backbone']} | `{row['layer']}` | {row['maps']} | {row['forward_ms_per_image']} | "
-            f"{row['explainer_over_forward']} ({row['low']}–{row['high']}) | {row['one_map_at_a_time_over_explainer']}× |",
-            flush=True,
-        )
+        spread = f"{row['explainer_over_forward']} ({row['low']}–{row['high']})"
+        speed_up = f"{row['one_map_at_a_time_over_explainer']}×"
+        cells = (row["backbone"], f"`{row['layer']}`", row["maps"], row["forward_ms_per_image"], spread, speed_up)
+        print("| " + " | ".join(map(str, cells)) + " |", flush=True)
     if not only:
         RESULTS.mkdir(exist_ok=True)
         file = RESULTS / f"explainer-cost-cpu{os.cpu_count()}-torch{torch.__version__.split('+')[0]}.json"

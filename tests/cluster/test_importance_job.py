@@ -51,7 +51,7 @@ def explainer(head: Path) -> Explainer:
 
 
 @pytest.fixture(scope="module")
-def bundle(folder: Path, head: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
+def bundle(folder: Path, head: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:  # noqa: ARG001
     """An importance bundle of the objective error."""
     output = tmp_path_factory.mktemp("bundle")
     config = ImportanceConfig(
@@ -102,7 +102,7 @@ class TestError:
             assert picture.size == (1280, 800)
 
     def test_actors_do_not_change_a_digit(self, bundle: Path, folder: Path, head: Path, tmp_path: Path) -> None:
-        """One actor and three: the batches are the same and the sums exact, so the vectors are equal to the last bit."""
+        """One actor and three: the same batches and exact sums, so the vectors are equal to the last bit."""
         for actors in (1, 3):
             config = ImportanceConfig(
                 objective="error",

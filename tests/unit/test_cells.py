@@ -1,9 +1,9 @@
 """Where cells look: the arithmetic against gradients of the real networks. Nothing is faked.
 
-The slow, obvious twin: make every convolution a plain average of its window (all weights equal, no bias, no activation or
-normalisation in between), and the gradient of one output cell with respect to the input is its receptive field, whose
-centre of mass is what the cell looks at. Only cells whose field lies within the image are compared, hence the larger
-inputs.
+The slow, obvious twin: make every convolution a plain average of its window (all weights equal, no bias, no activation
+or normalisation in between), and the gradient of one output cell with respect to the input is its receptive field,
+whose centre of mass is what the cell looks at. Only cells whose field lies within the image are compared, hence the
+larger inputs.
 """
 
 import copy

@@ -1,5 +1,7 @@
 """Effects over sets and cumulative curves, against the definitions written out. Nothing is faked."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -34,9 +36,7 @@ def test_sums_do_not_depend_on_batches(sizes):
     rng = np.random.default_rng(1)
     scores, effects, ratings = rng.normal(size=1000), 1e-4 * rng.normal(size=(1000, 6)), rng.normal(size=1000)
     bounds = np.cumsum([0, *sizes])
-    parts = [
-        EffectSums.of(scores[a:b], effects[a:b], ratings[a:b]) for a, b in zip(bounds[:-1], bounds[1:], strict=True)
-    ]
+    parts = [EffectSums.of(scores[a:b], effects[a:b], ratings[a:b]) for a, b in pairwise(bounds)]
     whole = EffectSums.of(scores, effects, ratings)
     merged = EffectSums.merge(parts[::-1])
     assert merged.images == merged.rated == 1000

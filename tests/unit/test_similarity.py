@@ -1,4 +1,4 @@
-"""Similarity AIS: the rank-one algebra equals the slow way, hand-computed cases, and what is refused. Nothing is faked."""
+"""Similarity AIS: the rank-one algebra equals the slow way, cases by hand, what is refused. Nothing is faked."""
 
 import numpy as np
 import pytest
