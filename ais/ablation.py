@@ -41,6 +41,7 @@ class Ablation:
         scores: ``(B,)`` intact scores, the mean over the heads.
         scores_each: ``(K, B)`` of every head.
         effects: ``(B, C)`` ``s - s_k``, the mean over the heads; positive where the map raises the score.
+        effects_each: ``(K, B, C)`` of every head.
         feature_maps: ``(B, C, h, w)`` at the layer.
         embeddings: ``(B, D)`` intact.
     """
@@ -48,6 +49,7 @@ class Ablation:
     scores: Tensor
     scores_each: Tensor
     effects: Tensor
+    effects_each: Tensor
     feature_maps: Tensor
     embeddings: Tensor
 
@@ -88,8 +90,8 @@ def ablate(
                 change = torch.relu(variant.hidden(ablated)) - intact[:, None]
                 found.append(_lost_score(variant, change))
         per_head = [torch.cat(found, dim=1) for found in parts]
-    effects = torch.stack(per_head).mean(0)
-    return Ablation(scores_each.mean(0), scores_each, effects, maps, embeddings)
+    effects_each = torch.stack(per_head)
+    return Ablation(scores_each.mean(0), scores_each, effects_each.mean(0), effects_each, maps, embeddings)
 
 
 def run_trunk(split: Split, images: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, tuple[Tensor, ...]]:

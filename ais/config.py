@@ -480,6 +480,47 @@ class ImportanceConfig(_Section):
             )
 
 
+class ValidateConfig(_Section):
+    """Whether the heatmaps of a head are true."""
+
+    ratings: RatingsConfig
+    head: Text = Field(description="Address of the head bundle.", examples=["s3://bucket/heads/first"])
+    output: Text = Field(
+        description="Folder for figures, pictures and the verdict.", examples=["s3://bucket/validation/first"]
+    )
+    held_out: bool = Field(
+        default=True,
+        description="Use only those rated images that are in the head's test split; false: all, for ratings of images"
+        " that the head was not trained on.",
+    )
+    masks: Text | None = Field(
+        default=None,
+        description="Folder with a mask for each image, under the same file name: white inside what matters.",
+    )
+    weighting: Literal["positive", "signed"] = Field(
+        default="positive", description="Weights of the feature maps: max(AIS, 0), or AIS with its sign."
+    )
+    folds: Annotated[int, Field(ge=2)] = Field(default=5, description="Folds of the protocol.")
+    seeds: Count = Field(default=8, description="Times that the images are dealt into folds.")
+    protocol_images: Annotated[int, Field(ge=6)] = Field(
+        default=300, description="Rated images used, at most; more are drawn from by chance."
+    )
+    images_limit: Annotated[int, Field(ge=2)] = Field(
+        default=64, description="Of these, images whose heatmaps are tested by deletion and insertion, at most."
+    )
+    steps: Annotated[int, Field(ge=2)] = Field(
+        default=16,
+        description="Steps of a deletion or insertion curve; each image costs about 20 forward passes a step.",
+    )
+    seed: Seed = Field(default=0, description="Seed of everything that is drawn by chance.")
+    backbone: BackboneOverrides = BackboneOverrides()
+    preprocessing: PreprocessingOverrides = PreprocessingOverrides()
+    limits: LimitsConfig = LimitsConfig()
+    storage: StorageConfig = StorageConfig()
+    compute: ComputeConfig = ComputeConfig()
+    max_error_share: Share = Field(default=0.05, description=_MAX_ERROR_SHARE)
+
+
 class DemoConfig(_Section):
     """The demo: planted images, a head fitted to them, the heatmaps job, and how well it points."""
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from ais.errors import AisError
 
-_NUMBERS_AT_ONCE = 2**22
+_NUMBERS_AT_ONCE = 2**17  # a chunk and its temporaries stay in the cache
 
 
 class SimilarityError(AisError):

@@ -30,6 +30,8 @@ def processor() -> str:
 def main() -> int:
     """Run what this machine can and write the table; a backbone's name as argument measures only that."""
     only = sys.argv[1:]
+    # One thread: ratios of times on several hang on what else the machine does, OpenMP waiting for the slowest.
+    torch.set_num_threads(1)
     where = {
         "machine": processor(),
         "threads": torch.get_num_threads(),

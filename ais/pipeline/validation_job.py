@@ -1,0 +1,383 @@
+"""The validation job: what it needs, what it measures, what it writes.
+
+verdict.txt            the verdict in words
+checks.parquet         a row per check: name, claim, outcome, value, low, high, n
+protocol.parquet       a row per measure, order, seed and fold: where it stopped, and the values there and of all maps
+curves.parquet         mean test value by measure, order and number of maps
+faithfulness.parquet   a row per image, fill, mode and method: area under the curve, plain and normalised
+images.parquet         a row per image: rating, score, rank correlations between heads
+localisation.parquet   a row per image and method: pointing hit, overlap with the mask, chance; where masks are given
+deletion.png, cumulative.png
+errors.parquet         images that could not be used
+config.yaml            the resolved configuration
+validation.json        all figures; written last, its presence means complete
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from ais.backbones import TailKind
+from ais.config import ValidateConfig, to_yaml
+from ais.errors import ImageError, RatingsError, RunError
+from ais.explainer import geometry_of
+from ais.heads import check_belongs, load_head, read_record
+from ais.images import Limits, decode_image
+from ais.metrics import regression_metrics
+from ais.pipeline.columns import unpack
+from ais.pipeline.explain import choose_device
+from ais.pipeline.fetch import FetchDecode, read_image
+from ais.pipeline.prepare import Model, resolve_model, storage_of, versions
+from ais.ratings import read_ratings
+from ais.runs import write_table
+from ais.storage import Storage, absolute
+from ais.validation.localisation import localisation
+from ais.validation.measure import Subject, ablate_coordinates, head_weights, measure_faithfulness, scores_of
+from ais.validation.plots import cumulative_png, deletion_png
+from ais.validation.protocol import CumulativeCurve, ratings_protocol
+from ais.validation.verdict import Findings, checks_of, conclusion, describe
+
+_LEAST_PER_FOLD = 3
+_BATCH = 16
+_ERROR_COLUMNS = ("uri", "stage", "reason", "error")
+
+
+@dataclass(frozen=True)
+class PreparedValidation:
+    """A validation that can start.
+
+    Args:
+        config: with local paths absolute.
+        storage: how to reach addresses.
+        model: backbone, layer and weights.
+        head: SHA-256 of the head's weights.
+        images: ``(N,)`` as the table writes them.
+        addresses: ``(N,)``.
+        ratings: ``(N,)``.
+    """
+
+    config: ValidateConfig
+    storage: Storage
+    model: Model
+    head: str
+    images: np.ndarray
+    addresses: np.ndarray
+    ratings: np.ndarray
+
+    def describe(self) -> str:
+        """Say in a few lines what would be done."""
+        weights, layer = self.model.weights, self.model.layer
+        trained = f"UNTRAINED, random with seed {weights.seed}" if weights.untrained else weights.source
+        seen = "of the head's test split" if self.config.held_out else "taken as not seen in training"
+        return "\n".join(
+            (
+                f"images      {len(self.images):,} rated, {seen}; {self._curved:,} with deletion and insertion curves",
+                f"backbone    {self.model.source.spec.name} ({trained})",
+                f"layer       {layer.name}: {'×'.join(map(str, layer.map_shape))}, {layer.tail} tail",
+                f"head        {self.config.head}",
+                f"output      {self.config.output}",
+            )
+        )
+
+    @property
+    def _curved(self) -> int:
+        return min(self.config.images_limit, len(self.images))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The images that could be read.
+
+    Args:
+        rows: ``(N,)`` which of the prepared images they are.
+        pixels: ``(N, S, S, 3)`` uint8, the model's input.
+        boxes: ``(N, 4)`` what the model saw, in pixels of the originals.
+        curved: ``(M,)`` which of the N have their heatmaps tested.
+        masks: for each of the M, ``(H, W)`` bool; ``None`` where no masks are given.
+        unreadable: rows of ``errors.parquet``.
+    """
+
+    rows: np.ndarray
+    pixels: np.ndarray
+    boxes: np.ndarray
+    curved: np.ndarray
+    masks: list[np.ndarray] | None
+    unreadable: list[dict[str, Any]]
+
+
+def prepare_validation(config: ValidateConfig) -> PreparedValidation:
+    """Check everything that can be checked without reading an image.
+
+    Raises:
+        AisError: of the kind that fits: ratings, head or backbone cannot be used, or too few images are left.
+    """
+    storage = storage_of(config.storage)
+    addresses = {name: absolute(getattr(config, name)) for name in ("head", "output")}
+    if config.masks:
+        addresses["masks"] = absolute(config.masks)
+    config = config.model_copy(update=addresses)
+    record, _ = read_record(config.head, storage)
+    model = resolve_model(config.backbone, config.preprocessing.mode, record, storage)
+    rated = read_ratings(config.ratings, storage)
+    chosen = np.arange(len(rated))
+    if config.held_out:
+        chosen = np.flatnonzero(np.isin(rated.images, _test_split(config.head, storage)))
+    if len(chosen) > config.protocol_images:
+        random = np.random.default_rng([config.seed, 2])
+        chosen = np.sort(random.choice(chosen, config.protocol_images, replace=False))
+    if len(chosen) < _LEAST_PER_FOLD * config.folds:
+        where = "in the test split of the head" if config.held_out else "rated"
+        raise RatingsError(
+            f"{len(chosen)} images of {config.ratings.path!r} are {where}; {config.folds} folds need at least "
+            f"{_LEAST_PER_FOLD * config.folds}: rate more, set fewer folds, or, if the head was trained on none of the "
+            "rated images, held_out=false"
+        )
+    return PreparedValidation(
+        config, storage, model, record.sha256, rated.images[chosen], rated.addresses[chosen], rated.scores[chosen]
+    )
+
+
+def _test_split(head: str, storage: Storage) -> list[str]:
+    place = storage.open(head) / "predictions.parquet"
+    try:
+        return [str(image) for image in pq.read_table(pa.BufferReader(place.read_bytes()))["image"].to_pylist()]
+    except FileNotFoundError as error:
+        raise RatingsError(
+            f"head {head!r} does not say which images it was not trained on (it has no predictions.parquet): give "
+            "ratings of such images and held_out=false"
+        ) from error
+
+
+def read_sample(prepared: PreparedValidation) -> Sample:
+    """Read the images, and the masks of those that have their heatmaps tested.
+
+    Raises:
+        RunError: more images than ``max_error_share`` could not be used, or too few are left.
+        ImageError: a mask cannot be read.
+    """
+    config, model = prepared.config, prepared.model
+    geometry = geometry_of(model.source.spec, model.preprocessing)
+    limits = Limits(**config.limits.model_dump())
+    count = len(prepared.images)
+    fetch = FetchDecode(geometry, limits, prepared.storage, config.compute.fetch_threads)
+    table = fetch(
+        pa.table(
+            {
+                "image_id": np.arange(count),
+                "uri": pa.array(prepared.addresses.tolist(), pa.string()),
+                "size": pa.nulls(count, pa.int64()),
+            }
+        )
+    )
+    unreadable = [row for row in table.select(_ERROR_COLUMNS).to_pylist() if row["stage"]]
+    rows = np.flatnonzero([not stage for stage in table["stage"].to_pylist()])
+    if len(unreadable) > config.max_error_share * count or len(rows) < _LEAST_PER_FOLD * config.folds:
+        raise RunError(
+            f"{len(unreadable)} of {count} images could not be used, with max_error_share={config.max_error_share:g} "
+            f"and {config.folds} folds; the first: {unreadable[0]['uri']!r} ({unreadable[0]['error']})"
+        )
+    side = geometry.input_size
+    limit = min(config.images_limit, len(rows))
+    curved = np.sort(np.random.default_rng([config.seed, 3]).choice(len(rows), limit, replace=False))
+    sizes = np.stack([table[name].to_numpy() for name in ("height", "width")], axis=1)[rows]
+    masks = None
+    if config.masks is not None:
+        places = [posixpath.join(config.masks, posixpath.basename(prepared.addresses[rows[index]])) for index in curved]
+        masks = [
+            _read_mask(place, tuple(sizes[index]), limits, prepared.storage)
+            for place, index in zip(places, curved, strict=True)
+        ]
+    return Sample(
+        rows,
+        unpack(table["pixels"], (side, side, 3), np.uint8)[rows],
+        unpack(table["box"], (4,), np.float32)[rows],
+        curved,
+        masks,
+        unreadable,
+    )
+
+
+def _read_mask(address: str, size: tuple[int, ...], limits: Limits, storage: Storage) -> np.ndarray:
+    try:
+        mask = decode_image(read_image(address, None, limits, storage), limits)[..., 0] > 127
+    except ImageError as error:
+        raise RunError(f"masks: {address!r} cannot be read: {error}") from error
+    if mask.shape != size:
+        raise RunError(
+            f"masks: {address!r} has {mask.shape[0]} × {mask.shape[1]} pixels, its image {size[0]} × {size[1]}"
+        )
+    return mask
+
+
+def measure(prepared: PreparedValidation, sample: Sample) -> Findings:
+    """Measure everything, in this process."""
+    config, model = prepared.config, prepared.model
+    backbone = model.source.load(choose_device(config.compute.device))
+    head = load_head(config.head, prepared.storage).to(backbone.mean.device).eval()
+    check_belongs(head, backbone, model.preprocessing)
+    subject = Subject(
+        backbone,
+        head,
+        config.weighting,
+        config.compute.batch_size or _BATCH,
+        getattr(torch, config.compute.precision),
+        config.compute.chunk,
+    )
+    ratings = prepared.ratings[sample.rows]
+    protocol: dict[str, CumulativeCurve] = {}
+    refused = None
+    if model.layer.tail is TailKind.CHANNELWISE:
+        ablated = ablate_coordinates(subject, sample.pixels)
+        scores = ablated.scores
+        protocol = ratings_protocol(
+            ablated.coordinates, head_weights(head), scores, ablated.effects, ratings, config.folds, config.seeds
+        )
+    else:
+        scores = scores_of(subject, sample.pixels)
+        refused = (
+            f"what follows {model.layer.name} of {model.source.spec.name} mixes the maps ({model.layer.tail} tail), "
+            "and every number of maps would need a pass of it; validate a layer with a channelwise tail"
+        )
+    faithfulness = measure_faithfulness(subject, sample.pixels[sample.curved], config.steps, config.seed)
+    located = {}
+    if sample.masks is not None:
+        side, boxes = model.source.spec.input_size, sample.boxes[sample.curved]
+        located = {method: localisation(maps, boxes, side, sample.masks) for method, maps in faithfulness.maps.items()}
+    return Findings(scores, regression_metrics(scores, ratings), protocol, refused, faithfulness, located)
+
+
+def write_validation(prepared: PreparedValidation, sample: Sample, findings: Findings) -> str:
+    """Write everything, ``validation.json`` last; return the verdict in words."""
+    folder = prepared.storage.open(prepared.config.output)
+    done = folder / "validation.json"
+    if done.exists():
+        done.remove()  # of an earlier validation, which is being replaced
+    checks = checks_of(findings)
+    words = describe(findings, checks)
+    if prepared.model.weights.untrained:
+        words += "\nThe backbone is UNTRAINED: its weights are random."
+    images = prepared.images[sample.rows]
+    write_table(folder / "checks.parquet", pa.Table.from_pylist([check.as_dict() for check in checks]))
+    write_table(folder / "images.parquet", _images_table(images, prepared.ratings[sample.rows], sample, findings))
+    write_table(folder / "faithfulness.parquet", _faithfulness_table(images[sample.curved], findings))
+    if findings.localisation:
+        write_table(folder / "localisation.parquet", _localisation_table(images[sample.curved], findings))
+    if findings.protocol:
+        write_table(folder / "protocol.parquet", _protocol_table(findings.protocol, prepared.config.folds))
+        write_table(folder / "curves.parquet", _curves_table(findings.protocol))
+        (folder / "cumulative.png").write_bytes(cumulative_png(findings.protocol))
+    (folder / "deletion.png").write_bytes(deletion_png(findings.faithfulness))
+    errors = pa.schema([(name, pa.string()) for name in _ERROR_COLUMNS])
+    write_table(folder / "errors.parquet", pa.Table.from_pylist(sample.unreadable, schema=errors))
+    (folder / "config.yaml").write_text(to_yaml(prepared.config))
+    (folder / "verdict.txt").write_text(words + "\n")
+    model = prepared.model
+    document = {
+        "conclusion": conclusion(findings, checks),
+        "checks": [check.as_dict() for check in checks],
+        "prediction": {name: interval.as_dict() for name, interval in findings.prediction.items()},
+        "images": {"rated": len(images), "curved": len(sample.curved), "unreadable": len(sample.unreadable)},
+        "protocol_refused": findings.protocol_refused,
+        "intervals": "95%; protocol: corrected resampled t-test (Nadeau and Bengio 2003); images: percentile bootstrap",
+        "backbone": model.source.spec.name,
+        "layer": model.layer.name,
+        "weights": model.weights.as_dict(),
+        "untrained": model.weights.untrained,
+        "head": prepared.head,
+        "versions": versions(),
+    }
+    done.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")
+    return f"\n{words}\noutput      {folder.address}"
+
+
+def _images_table(images: np.ndarray, ratings: np.ndarray, sample: Sample, findings: Findings) -> pa.Table:
+    random, variants = (np.full(len(images), np.nan) for _ in range(2))
+    random[sample.curved] = findings.faithfulness.random_head_correlation
+    variants[sample.curved] = findings.faithfulness.variant_correlation
+    return pa.table(
+        {
+            "image": images.tolist(),
+            "rating": ratings,
+            "score": findings.scores,
+            "random_head_correlation": pa.array(random, from_pandas=True),
+            "variant_correlation": pa.array(variants, from_pandas=True),
+        }
+    )
+
+
+def _faithfulness_table(images: np.ndarray, findings: Findings) -> pa.Table:
+    tables = []
+    for fill, methods in findings.faithfulness.curves.items():
+        for method, curves in methods.items():
+            normalised = curves.normalised_areas()
+            for mode, area in curves.areas().items():
+                columns = {"image": images.tolist()} | {
+                    name: [value] * len(images) for name, value in (("fill", fill), ("mode", mode), ("method", method))
+                }
+                share = pa.array(normalised[mode], from_pandas=True)
+                tables.append(pa.table({**columns, "area": area, "normalised_area": share}))
+    return pa.concat_tables(tables)
+
+
+def _localisation_table(images: np.ndarray, findings: Findings) -> pa.Table:
+    return pa.concat_tables(
+        [
+            pa.table(
+                {
+                    "image": images.tolist(),
+                    "method": [method] * len(images),
+                    "hit": found.hits,
+                    "overlap": pa.array(found.overlaps, from_pandas=True),
+                    "chance": found.chance,
+                }
+            )
+            for method, found in findings.localisation.items()
+        ]
+    )
+
+
+def _protocol_table(protocol: dict[str, CumulativeCurve], folds: int) -> pa.Table:
+    return pa.Table.from_pylist(
+        [
+            {
+                "measure": measure,
+                "order": order,
+                "seed": index // folds,
+                "fold": index % folds,
+                "maps": int(fits.maps[index]),
+                "train": float(fits.train[index]),
+                "test": float(fits.test[index]),
+                "along": float(fits.along[index]),
+                "all_train": float(curve.all_train[index]),
+                "all_test": float(curve.all_test[index]),
+            }
+            for measure, curve in protocol.items()
+            for order, fits in curve.orders.items()
+            for index in range(len(fits.maps))
+        ]
+    )
+
+
+def _curves_table(protocol: dict[str, CumulativeCurve]) -> pa.Table:
+    return pa.concat_tables(
+        [
+            pa.table(
+                {
+                    "measure": [measure] * len(curve.counts),
+                    "order": [order] * len(curve.counts),
+                    "maps": curve.counts,
+                    "test": fits.curve,
+                }
+            )
+            for measure, curve in protocol.items()
+            for order, fits in curve.orders.items()
+        ]
+    )

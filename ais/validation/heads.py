@@ -1,0 +1,63 @@
+"""How much of a heatmap is owed to the fitted head? Against heads that were never fitted, and between variants.
+
+Adebayo et al., *Sanity Checks for Saliency Maps*, NeurIPS 2018: a heatmap that stays the same when the weights are
+drawn anew explains the architecture and the image, not what was learnt. Here the backbone stays, and the head is drawn
+anew.
+
+B images, C maps of h × w cells, K heads.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import torch
+from scipy.stats import rankdata
+from torch import Tensor
+
+from ais.heads import HeadEnsemble, RegressionHead
+from ais.heatmaps import Weighting, heatmap_weights, weighted_maps
+from ais.importance.similarity import pearson
+
+RANDOM_HEADS = 8
+
+
+def random_heads(head: HeadEnsemble, seed: int = 0) -> list[RegressionHead]:
+    """Heads of the same size with weights as before any fit, on the same device."""
+    first = head.variants[0]
+    heads = []
+    with torch.random.fork_rng(devices=[]):
+        for index in range(RANDOM_HEADS):
+            torch.manual_seed(seed + index)
+            heads.append(RegressionHead(first.in_features, first.hidden.out_features))
+    return [each.to(first.hidden.weight.device).eval() for each in heads]
+
+
+def heatmaps_of_each(effects_each: Tensor, feature_maps: Tensor, weighting: Weighting) -> Tensor:
+    """Heatmaps ``(K, B, h, w)`` of every head.
+
+    Args:
+        effects_each: ``(K, B, C)``, of `ais.ablation.Ablation`.
+        feature_maps: ``(B, C, h, w)``.
+        weighting: of the maps.
+    """
+    return torch.stack([weighted_maps(heatmap_weights(effects, weighting), feature_maps) for effects in effects_each])
+
+
+def rank_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Spearman correlation ``(B,)`` over the cells of heatmaps ``(B, h, w)``; NaN where one is constant."""
+    first, second = (maps.reshape(len(maps), -1) for maps in (first, second))
+    constant = (np.ptp(first, axis=1) == 0) | (np.ptp(second, axis=1) == 0)
+    return np.where(constant, np.nan, pearson(rankdata(first, axis=1), rankdata(second, axis=1)))
+
+
+def correlation_with_each(heatmaps: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Mean rank correlation ``(B,)`` of heatmaps ``(B, h, w)`` with those of other heads ``(K, B, h, w)``."""
+    return np.mean([rank_correlation(heatmaps, other) for other in others], axis=0)
+
+
+def correlation_between(variants: np.ndarray) -> np.ndarray:
+    """Mean rank correlation ``(B,)`` between every two of ``(K, B, h, w)``; NaN for a single head."""
+    pairs = [rank_correlation(variants[i], variants[j]) for i, j in combinations(range(len(variants)), 2)]
+    return np.mean(pairs, axis=0) if pairs else np.full(variants.shape[1], np.nan)
