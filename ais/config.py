@@ -8,6 +8,7 @@ where it came from.
 
 import difflib
 import hashlib
+import io
 import json
 import os
 import re
@@ -641,6 +642,8 @@ def run_job(main: Callable[[list[str]], int]) -> NoReturn:
     An :class:`~ais.errors.AisError` is printed without traceback: code 2 for a ConfigError (nothing was
     started), otherwise 1. Ctrl-C gives 130, as shells do.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a log shows how far a job is, not only that it ended
     try:
         code = main(sys.argv[1:])
     except AisError as error:
