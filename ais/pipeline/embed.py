@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,54 +17,24 @@ from ais.errors import RunError
 from ais.explainer import geometry_of
 from ais.images import Limits
 from ais.pipeline.cluster import cluster_pools, quiet_ray_data
-from ais.pipeline.columns import pack, replace, unpack
-from ais.pipeline.explain import BackboneSource, choose_device
+from ais.pipeline.explain import BackboneSource
 from ais.pipeline.heatmaps import fetched, worker_failure
+from ais.pipeline.network import NetworkStage
 from ais.pipeline.progress import Progress
 from ais.pipeline.sink import CacheSink, Unreadable
 from ais.runs import ListedImage
 
 
-class Embed:
-    """Callable stage: table with ``pixels`` → ``embedding`` instead.
-
-    Args:
-        source: of the backbone.
-        preprocessing: mode under which the pixels were made.
-        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-        threads: of torch on the CPU.
-        progress: actor that counts.
-    """
-
-    def __init__(
-        self, source: BackboneSource, preprocessing: str, device: str, threads: int | None, progress: Any
-    ) -> None:
-        if threads is not None:
-            torch.set_num_threads(threads)
-        self._device = choose_device(device)
-        self._backbone = source.load(self._device)
-        self._side = geometry_of(self._backbone.spec, preprocessing).input_size
-        self._progress = progress
+class Embed(NetworkStage):
+    """Callable stage: table with ``pixels`` → ``embedding (D)`` instead. Arguments as `NetworkStage`."""
 
     @torch.inference_mode()
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Embed the rows that have pixels; rows with an error pass through."""
-        embeddings = np.zeros((batch.num_rows, self._backbone.embedding_size), np.float32)
-        stages, reasons, errors = (np.array(batch[name].to_pylist(), object) for name in ("stage", "reason", "error"))
-        good = np.flatnonzero(stages == "")
-        if len(good):
-            pixels = torch.from_numpy(unpack(batch["pixels"], (self._side, self._side, 3), np.uint8)[good])
-            images = self._backbone.normalise(pixels.to(self._device))
-            embeddings[good] = self._backbone(images).cpu().numpy()
-            unusable = good[~np.isfinite(embeddings[good]).all(1)]
-            stages[unusable], reasons[unusable] = "score", "not finite"
-            errors[unusable] = "the network gave an embedding that is not finite"
-        self._progress.add.remote(batch.num_rows, int((stages != "").sum()))
-        columns = {
-            name: pa.array(values, pa.string())
-            for name, values in (("stage", stages), ("reason", reasons), ("error", errors))
-        }
-        return replace(batch.select(["uri", "version"]), [], embedding=pack(embeddings), **columns)
+        good, images = self.good_images(batch)
+        size = self.backbone.embedding_size
+        embeddings = self.backbone(images).cpu().numpy() if len(good) else np.zeros((0, size), np.float32)
+        return self.returned(batch, ["uri", "version"], good, embedding=embeddings)
 
 
 def embed_images(

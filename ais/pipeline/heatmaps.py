@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 from typing import Literal
@@ -29,6 +30,7 @@ from ais.runs import Run
 from ais.storage import Storage
 
 _BATCHES_IN_FLIGHT = 3
+_EXCEPTION = re.compile(r"^[\w.]*(Error|Exception|Exit|Interrupt)\b.*: ")
 _PNGS_PER_SHARD = 512
 
 
@@ -153,7 +155,9 @@ def _stopped(error: ray.exceptions.RayError) -> RunError:
 def worker_failure(error: ray.exceptions.RayError) -> str:
     """Say in one line what a worker died of; the whole trace stays in Ray's logs and in ``__cause__``."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    # Ray adds advice of its own after the line that names the exception.
+    named = [line for line in lines if _EXCEPTION.match(line)]
+    return (named or lines or [type(error).__name__])[-1]
 
 
 def render_selected(run: Run, plan: HeatmapPlan) -> int:

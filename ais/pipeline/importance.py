@@ -25,55 +25,19 @@ from ais.heads import load_head
 from ais.images import Limits
 from ais.importance.effects import EffectSums
 from ais.pipeline.cluster import Pools, cluster_pools, quiet_ray_data
-from ais.pipeline.columns import pack, replace, unpack
-from ais.pipeline.explain import BackboneSource, choose_device
+from ais.pipeline.columns import unpack
+from ais.pipeline.explain import BackboneSource
 from ais.pipeline.heatmaps import fetched, worker_failure
+from ais.pipeline.network import NetworkStage
 from ais.pipeline.progress import Progress
 from ais.pipeline.sink import Unreadable
 from ais.runs import ListedImage
 
-
-class _Stage:
-    """What both stages share: the backbone on the actor's device, and images from pixels.
-
-    Args:
-        source: of the backbone.
-        preprocessing: mode under which the pixels were made.
-        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-        threads: of torch on the CPU.
-        progress: actor that counts.
-    """
-
-    def __init__(
-        self, source: BackboneSource, preprocessing: str, device: str, threads: int | None, progress: Any
-    ) -> None:
-        if threads is not None:
-            torch.set_num_threads(threads)
-        self.device = choose_device(device)
-        self.backbone = source.load(self.device)
-        self.side = geometry_of(self.backbone.spec, preprocessing).input_size
-        self._progress = progress
-
-    def good_images(self, batch: pa.Table) -> tuple[np.ndarray, torch.Tensor]:
-        """Indices of the rows without error, and their normalised images."""
-        stages = np.array(batch["stage"].to_pylist(), object)
-        self._progress.add.remote(batch.num_rows, int((stages != "").sum()))
-        good = np.flatnonzero(stages == "")
-        pixels = torch.from_numpy(unpack(batch["pixels"], (self.side, self.side, 3), np.uint8)[good])
-        return good, self.backbone.normalise(pixels.to(self.device))
-
-    def returned(self, batch: pa.Table, good: np.ndarray, **columns: np.ndarray) -> pa.Table:
-        """The batch's ids, ratings and errors, with float32 columns for the good rows (zeros for the others)."""
-        packed = {}
-        for name, values in columns.items():
-            every = np.zeros((batch.num_rows, *values.shape[1:]), np.float32)
-            every[good] = values
-            packed[name] = pack(every)
-        return replace(batch.select(["image_id", "uri", "rating", "stage", "reason", "error"]), [], **packed)
+_KEPT = ["image_id", "uri", "rating"]
 
 
-class Effects(_Stage):
-    """Callable stage: ``pixels`` → ``score`` and ``effects (C)``, by exact ablation. Arguments as `_Stage`, and:
+class Effects(NetworkStage):
+    """Callable stage: ``pixels`` → ``score`` and ``effects (C)``, by exact ablation. Arguments as `NetworkStage`, and:
 
     Args:
         head: address of the head bundle.
@@ -91,13 +55,13 @@ class Effects(_Stage):
         if not len(good):
             assert self.backbone.layer is not None
             nothing = np.zeros((0, self.backbone.layer.map_shape[0]))
-            return self.returned(batch, good, score=np.zeros((0, 1)), effects=nothing)
+            return self.returned(batch, _KEPT, good, score=np.zeros((0, 1)), effects=nothing)
         result = ablate(self.backbone, self._head, images, chunk=self._chunk)
         scores, effects = result.scores.cpu().numpy()[:, None], result.effects.cpu().numpy()
-        return self.returned(batch, good, score=scores, effects=effects)
+        return self.returned(batch, _KEPT, good, score=scores, effects=effects)
 
 
-class Coordinates(_Stage):
+class Coordinates(NetworkStage):
     """Callable stage: ``pixels`` → ``embedding (D)`` and, for channelwise tails, ``replacements (C)``."""
 
     @torch.inference_mode()
@@ -109,14 +73,14 @@ class Coordinates(_Stage):
         maps = layer.map_shape[0] if split.kind is TailKind.CHANNELWISE else 0
         if not len(good):
             empty = np.zeros((0, self.backbone.embedding_size))
-            return self.returned(batch, good, embedding=empty, replacements=np.zeros((0, maps)))
+            return self.returned(batch, _KEPT, good, embedding=empty, replacements=np.zeros((0, maps)))
         feature_maps, context = run_trunk(split, images)
         embeddings = split.tail(feature_maps, *context)
         replacements = np.zeros((len(good), maps), np.float32)
         if split.kind is TailKind.CHANNELWISE:
             first, changes = replaced_coordinates(split, feature_maps, context, embeddings)
             replacements = (embeddings[:, first : first + maps] + changes).cpu().numpy()
-        return self.returned(batch, good, embedding=embeddings.cpu().numpy(), replacements=replacements)
+        return self.returned(batch, _KEPT, good, embedding=embeddings.cpu().numpy(), replacements=replacements)
 
 
 @dataclass
@@ -233,7 +197,7 @@ def coordinates_over(
 
 
 def _stream(
-    stage: type[_Stage],
+    stage: type[NetworkStage],
     arguments: dict[str, Any],
     widths: dict[str, int],
     images: Sequence[ListedImage],

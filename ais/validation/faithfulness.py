@@ -82,32 +82,38 @@ def _area(curves: np.ndarray) -> np.ndarray:
 
 @torch.inference_mode()
 def perturbation_curves(
-    score: Score, images: Tensor, fill: Tensor, order: np.ndarray, steps: int, batch_size: int
+    score: Score,
+    images: Tensor,
+    fill: Tensor,
+    ends: tuple[np.ndarray, np.ndarray],
+    order: np.ndarray,
+    steps: int,
 ) -> Curves:
     """Delete and insert the cells of images in an order.
 
     Args:
-        score: normalised images ``(b, 3, S, S)`` → scores ``(b,)``.
+        score: normalised images ``(B, 3, S, S)`` → scores ``(B,)``.
         images: ``(B, 3, S, S)`` normalised.
         fill: ``(B, 3, S, S)`` what a deleted cell shows.
+        ends: ``(B,)`` scores of the intact images and of the fills, which all orders share; see `scored`.
         order: ``(B, n, n)`` place of each cell in the order, from 0 (first) to n² - 1, of `cell_order`.
         steps: T, equal steps from nothing to everything.
-        batch_size: images scored at once.
     """
     cells = order[0].size
     place = torch.from_numpy(order).to(images.device)
-    ends = [_scored(score, ends, batch_size) for ends in (images, fill)]
     deletion, insertion = [ends[0]], [ends[1]]
     for step in range(1, steps):
         first = (place < round(step * cells / steps)).float()[:, None]
         first = F.interpolate(first, images.shape[-2:], mode="nearest-exact").bool()
-        deletion.append(_scored(score, torch.where(first, fill, images), batch_size))
-        insertion.append(_scored(score, torch.where(first, images, fill), batch_size))
+        deletion.append(scored(score, torch.where(first, fill, images)))
+        insertion.append(scored(score, torch.where(first, images, fill)))
     return Curves(np.stack([*deletion, ends[1]], axis=1), np.stack([*insertion, ends[0]], axis=1))
 
 
-def _scored(score: Score, images: Tensor, batch_size: int) -> np.ndarray:
-    return torch.cat([score(part) for part in images.split(batch_size)]).double().cpu().numpy()
+@torch.inference_mode()
+def scored(score: Score, images: Tensor) -> np.ndarray:
+    """Scores ``(B,)`` float64 of images ``(B, 3, S, S)``."""
+    return np.asarray(score(images).double().cpu().numpy())
 
 
 def score_of(backbone: Backbone, head: HeadEnsemble, dtype: torch.dtype = torch.float32) -> Score:

@@ -27,6 +27,7 @@ from ais.validation.faithfulness import (
     perturbation_curves,
     random_maps,
     score_of,
+    scored,
 )
 from ais.validation.heads import correlation_between, correlation_with_each, heatmaps_of_each, random_heads
 from ais.validation.protocol import Coordinates, HeadWeights
@@ -82,11 +83,10 @@ class Ablated:
     effects: np.ndarray
 
 
-@torch.inference_mode()
 def scores_of(subject: Subject, pixels: np.ndarray) -> np.ndarray:
     """Scores ``(N,)`` float64; for tails of which the protocol knows no fast path."""
     score = score_of(subject.backbone, subject.head, subject.trunk_dtype)
-    return torch.cat([score(images) for images in subject.batches(pixels)]).double().cpu().numpy()
+    return np.concatenate([scored(score, images) for images in subject.batches(pixels)])
 
 
 @torch.inference_mode()
@@ -177,10 +177,12 @@ def measure_faithfulness(subject: Subject, pixels: np.ndarray, steps: int, seed:
     curves: dict[str, dict[str, list[Curves]]] = {fill: {method: [] for method in maps} for fill in FILLS}
     for index, images in enumerate(subject.batches(pixels)):
         rows = slice(index * subject.batch_size, (index + 1) * subject.batch_size)
+        intact = scored(score, images)
         for fill in FILLS:
             blank = filled(images, fill)
+            ends = intact, scored(score, blank)
             for method, order in orders.items():
-                part = perturbation_curves(score, images, blank, order[rows], steps, subject.batch_size)
+                part = perturbation_curves(score, images, blank, ends, order[rows], steps)
                 curves[fill][method].append(part)
     return Faithfulness(
         maps,
