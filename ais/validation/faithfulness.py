@@ -28,7 +28,7 @@ CELL_PX = 8
 FILLS = ("blurred", "mean")
 # Wide enough that nothing of a texture is left; RISE's own 11 × 11 pixels keep coarse ones.
 _BLUR_SIGMA_SHARE = 1 / 20
-# A fit that the blank image already has: no share of it can be lost or won.
+# Relative to the score; below it, intact image and fill score the same, and no share can be lost or won.
 _NO_RANGE = 1e-6
 
 Score = Callable[[Tensor], Tensor]
@@ -136,7 +136,7 @@ def filled(images: Tensor, fill: str) -> Tensor:
     if fill == "mean":
         return images.mean((2, 3), keepdim=True).expand_as(images)
     sigma = images.shape[-1] * _BLUR_SIGMA_SHARE
-    return gaussian_blur(images, 2 * round(2 * sigma) + 1, sigma)
+    return gaussian_blur(images, 2 * round(3 * sigma) + 1, sigma)
 
 
 def cell_order(maps: InputMaps, input_size: int, seed: int = 0) -> np.ndarray:

@@ -23,15 +23,31 @@ from ais.importance.similarity import pearson
 RANDOM_HEADS = 8
 
 
-def random_heads(head: HeadEnsemble, seed: int = 0) -> list[RegressionHead]:
-    """Heads of the same size with weights as before any fit, on the same device."""
+@torch.no_grad()
+def random_heads(head: HeadEnsemble, centre: Tensor, seed: int = 0) -> list[RegressionHead]:
+    """Draw `RANDOM_HEADS` heads of the same size that were never fitted.
+
+    Weights are normal, with the spread over hidden units that the fitted ones have for each coordinate, and biases
+    centre the hidden units. Heads are fitted to standardised embeddings: drawn without that, they would look at
+    whichever coordinates happen to be large, and differ from the fitted head for a dull reason.
+
+    Args:
+        head: the fitted head; the first variant is the model.
+        centre: ``(D,)`` mean embedding.
+        seed: of the weights.
+    """
     first = head.variants[0]
+    generator = torch.Generator().manual_seed(seed)
+    spreads = [first.hidden.weight.std(0).cpu(), first.output.weight.std().cpu()]
     heads = []
-    with torch.random.fork_rng(devices=[]):
-        for index in range(RANDOM_HEADS):
-            torch.manual_seed(seed + index)
-            heads.append(RegressionHead(first.in_features, first.hidden.out_features))
-    return [each.to(first.hidden.weight.device).eval() for each in heads]
+    for _ in range(RANDOM_HEADS):
+        stranger = RegressionHead(first.in_features, first.hidden.out_features)
+        for layer, spread in zip((stranger.hidden, stranger.output), spreads, strict=True):
+            layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) * spread)
+        stranger.hidden.bias.copy_(-(stranger.hidden.weight.double() @ centre.double().cpu()))
+        stranger.output.bias.zero_()
+        heads.append(stranger.to(first.hidden.weight.device).eval())
+    return heads
 
 
 def heatmaps_of_each(effects_each: Tensor, feature_maps: Tensor, weighting: Weighting) -> Tensor:

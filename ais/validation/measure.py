@@ -157,7 +157,9 @@ def measure_faithfulness(subject: Subject, pixels: np.ndarray, steps: int, seed:
     layer = subject.backbone.layer
     assert layer is not None, "a backbone that can be split has a layer"
     side = subject.backbone.spec.input_size
-    strangers = random_heads(subject.head, seed)
+    with torch.inference_mode():
+        centre = torch.cat([subject.backbone(images) for images in subject.batches(pixels)]).mean(0)
+    strangers = random_heads(subject.head, centre, seed)
     found = [_heatmaps(subject, strangers, images) for images in subject.batches(pixels)]
     ours, variants, random, cam = (
         np.concatenate(values, axis=axis) for values, axis in zip(zip(*found, strict=True), (0, 1, 1, 0), strict=True)

@@ -15,11 +15,11 @@ from ais.validation.protocol import CumulativeCurve
 
 _INK = "#333333"
 _METHODS = {
-    "ais": ("#1f5fa8", "heatmap", 2.2),
-    "Grad-CAM": ("#d0792b", "Grad-CAM", 1.3),
-    "random head": ("#7a4fa3", "random head", 1.3),
-    "centre": ("#3d8f5f", "centre", 1.3),
-    "random": ("#9a9a9a", "random", 1.3),
+    "ais": ("#1f5fa8", "heatmap", 2.2, "-"),
+    "Grad-CAM": ("#d0792b", "Grad-CAM", 1.3, "-"),
+    "random head": ("#e8a0bf", "random head", 1.6, "--"),  # often on top of the heatmap's own curve
+    "centre": ("#3d8f5f", "centre", 1.3, "-"),
+    "random": ("#9a9a9a", "random", 1.3, "-"),
 }
 _ORDERS = {
     "ais": ("#1f5fa8", "by AIS", 2.2),
@@ -34,9 +34,10 @@ def deletion_png(found: Faithfulness) -> bytes:
     grid = figure.subplots(len(FILLS), 2, sharex=True, sharey="row")
     for row, fill in zip(grid, FILLS, strict=True):
         for axes, mode in zip(row, ("deletion", "insertion"), strict=True):
-            for method, (colour, label, width) in _METHODS.items():
+            for method, (colour, label, width, style) in _METHODS.items():
                 curve = getattr(found.curves[fill][method], mode).mean(0)
-                axes.plot(np.linspace(0, 1, len(curve)), curve, color=colour, linewidth=width, label=label)
+                shares = np.linspace(0, 1, len(curve))
+                axes.plot(shares, curve, color=colour, linewidth=width, linestyle=style, label=label)
             axes.set_title(f"{mode}, {fill} fill", color=_INK, fontsize=10)
             _plain(axes)
         row[0].set_ylabel("mean score")

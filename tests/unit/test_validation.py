@@ -1,0 +1,577 @@
+"""The validation: every fast or summed-up figure against its definition, and the whole job on planted images.
+
+Nothing is faked. The job's backbone is an untrained ResNet-18 on 96 × 96 pixels, so that it takes seconds.
+"""
+
+import csv
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from scipy import stats
+from torchvision.models import resnet18
+
+from ais.backbones import Backbone, BackboneSpec, TailKind, families, load_backbone, register
+from ais.config import ValidateConfig, load_config
+from ais.errors import RatingsError, RunError
+from ais.explainer import Explainer
+from ais.heads import HeadEnsemble, RegressionHead, save_head
+from ais.images import decode_image
+from ais.importance.similarity import alignment, collective_ais_reference
+from ais.planted import PlantedSpec, make_planted
+from ais.runs import write_table
+from ais.storage import Storage
+from ais.training.standardisation import Standardisation
+from ais.validation.faithfulness import (
+    Curves,
+    InputMaps,
+    cell_order,
+    centre_bias,
+    filled,
+    grad_cam,
+    perturbation_curves,
+    random_maps,
+    scored,
+)
+from ais.validation.heads import correlation_between, correlation_with_each, random_heads, rank_correlation
+from ais.validation.intervals import Mean, bootstrap_mean, corrected_mean
+from ais.validation.localisation import localisation, mask_overlap
+from ais.validation.protocol import (
+    Coordinates,
+    CumulativeCurve,
+    HeadWeights,
+    fold_images,
+    ratings_protocol,
+    score_measures,
+    similarity_protocol,
+)
+from jobs.validate import main
+from tests.networks import MAPS, SIDE, small_backbone
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class TestIntervals:
+    def test_corrected_mean_by_hand(self) -> None:
+        """Four fits with variance 1: standard error √((1/4 + 1/4) · 1), three degrees of freedom."""
+        mean = corrected_mean(np.array([0.0, 1.0, 1.0, 2.0]) * np.sqrt(1.5), 0.25)
+        assert mean.value == pytest.approx(np.sqrt(1.5))
+        assert mean.high - mean.value == pytest.approx(3.18245 * np.sqrt(0.5), rel=1e-5)
+        assert mean.value - mean.low == pytest.approx(mean.high - mean.value)
+
+    def test_corrected_mean_covers_what_the_plain_one_misses(self) -> None:
+        """Fits that share noise with ρ = n_test / (n_test + n_train), which is what the correction assumes."""
+        rng = np.random.default_rng(0)
+        shared = np.sqrt(0.2) * rng.normal(size=(2000, 1)) + np.sqrt(0.8) * rng.normal(size=(2000, 40))
+        corrected = [corrected_mean(fits, 0.25) for fits in shared]
+        assert 0.93 < np.mean([mean.low < 0 < mean.high for mean in corrected]) < 0.975
+        plain = stats.ttest_1samp(shared, 0, axis=1).confidence_interval()
+        assert np.mean((plain.low < 0) & (plain.high > 0)) < 0.6
+
+    def test_bootstrap_mean(self) -> None:
+        values = np.random.default_rng(1).normal(0.3, 1, 400)
+        mean = bootstrap_mean(np.append(values, np.nan))
+        reach = 1.96 * values.std() / 20
+        assert (mean.value, mean.n) == (pytest.approx(values.mean()), 400)
+        assert (mean.low, mean.high) == (
+            pytest.approx(values.mean() - reach, abs=0.1 * reach),
+            pytest.approx(values.mean() + reach, abs=0.1 * reach),
+        )
+
+    @pytest.mark.parametrize(
+        ("low", "high", "outcome"),
+        [
+            (0.1, 1, "shown"),
+            (-0.1, 1, "not shown"),
+            (-1, -0.1, "against"),
+            (0, 1, "not shown"),
+            (np.nan, np.nan, "not measured"),
+        ],
+    )
+    def test_outcome(self, low: float, high: float, outcome: str) -> None:
+        assert Mean(0.5, low, high, 5).outcome == outcome
+
+    def test_too_few_have_no_interval(self) -> None:
+        assert bootstrap_mean(np.array([np.nan, 2.0])).as_dict() == {"value": 2.0, "low": None, "high": None, "n": 1}
+        assert corrected_mean(np.array([2.0]), 0.25).outcome == "not measured"
+
+
+def case(images: int = 20, maps: int = 12, first: int = 2) -> tuple[Coordinates, np.random.Generator]:
+    rng = np.random.default_rng(3)
+    embeddings = 4 + rng.normal(size=(images, 20))
+    replacements = embeddings[:, first : first + maps] * rng.uniform(0, 1, (images, maps))
+    return Coordinates(embeddings, replacements, first), rng
+
+
+def kept_only(coordinates: Coordinates, kept: np.ndarray) -> np.ndarray:
+    """Embeddings with every map ablated that is not kept: the definition."""
+    changed = coordinates.embeddings.copy()
+    first, maps = coordinates.first, coordinates.replacements.shape[1]
+    changed[:, first : first + maps] = coordinates.replacements
+    changed[:, first + kept] = coordinates.embeddings[:, first + kept]
+    return changed
+
+
+def make_head(rng: np.random.Generator, size: int = 20) -> HeadWeights:
+    return HeadWeights((rng.normal(size=(9, size)), rng.normal(size=9)), (rng.normal(size=9), 0.3), (5.0, 2.0))
+
+
+def predict(head: HeadWeights, embeddings: np.ndarray) -> np.ndarray:
+    units = np.maximum(embeddings @ head.hidden[0].T + head.hidden[1], 0)
+    return head.target[0] + head.target[1] * (units @ head.output[0] + head.output[1])
+
+
+def protocol_reference(
+    found: CumulativeCurve,
+    images: int,
+    ais: Callable[[np.ndarray], np.ndarray],
+    value: Callable[[np.ndarray, np.ndarray], float],
+    better: Callable[[list[float]], int],
+    folds: int,
+    seeds: int,
+) -> None:
+    """The slow, obvious twin of the protocol: one fold, one number of maps at a time."""
+    fits = [(seed, fold) for seed in range(seeds) for fold in range(folds)]
+    for index, (seed, fold) in enumerate(fits):
+        train, test = fold_images(images, folds, seed, fold)
+        ranking = np.argsort(-ais(train), kind="stable")
+        for order, maps in (("ais", ranking), ("reversed", ranking[::-1])):
+            along = [[value(maps[:count], rows) for count in range(1, len(maps) + 1)] for rows in (train, test)]
+            best = better(along[0])
+            got = found.orders[order]
+            assert got.maps[index] == best + 1
+            assert (got.train[index], got.test[index]) == pytest.approx((along[0][best], along[1][best]), abs=1e-9)
+            assert got.along[index] == pytest.approx(np.mean(along[1]), abs=1e-9)
+            assert (found.all_train[index], found.all_test[index]) == pytest.approx(
+                (along[0][-1], along[1][-1]), abs=1e-9
+            )
+
+
+class TestProtocol:
+    def test_ratings_equal_the_reference(self) -> None:
+        """Measured worst error 4e-15."""
+        coordinates, rng = case()
+        heads = [make_head(rng), make_head(rng)]
+        ratings = rng.normal(5, 2, 20)
+
+        def score(kept: np.ndarray) -> np.ndarray:
+            return np.mean([predict(head, kept_only(coordinates, kept)) for head in heads], axis=0)
+
+        everything = np.arange(12)
+        scores = score(everything)
+        effects = np.stack([scores - score(np.delete(everything, k)) for k in everything], axis=1)
+        found = ratings_protocol(coordinates, heads, scores, effects, ratings, folds=4, seeds=2)
+
+        def ais(train: np.ndarray) -> np.ndarray:
+            ablated = np.abs(scores[train, None] - effects[train] - ratings[train, None])
+            return (ablated - np.abs(scores - ratings)[train, None]).mean(0)
+
+        values: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+            "RMSE": lambda kept, rows: float(np.sqrt(np.mean((score(kept) - ratings)[rows] ** 2))),
+            "PLCC": lambda kept, rows: float(np.corrcoef(score(kept)[rows], ratings[rows])[0, 1]),
+            "SRCC": lambda kept, rows: float(stats.spearmanr(score(kept)[rows], ratings[rows]).statistic),
+        }
+        assert found.keys() == values.keys()
+        for measure, value in values.items():
+            better = np.argmin if measure == "RMSE" else np.argmax
+            if measure == "SRCC":  # its ties are broken by rounding; the values are compared below
+                continue
+            protocol_reference(found[measure], 20, ais, value, better, 4, 2)
+        train, test = fold_images(20, 4, 0, 0)
+        ranking = np.argsort(-ais(train), kind="stable")
+        stop = found["SRCC"].orders["ais"].maps[0]
+        assert found["SRCC"].orders["ais"].train[0] == pytest.approx(values["SRCC"](ranking[:stop], train))
+        assert found["SRCC"].orders["ais"].test[0] == pytest.approx(values["SRCC"](ranking[:stop], test))
+
+    def test_similarity_equals_the_reference(self) -> None:
+        """Measured worst error 2e-15."""
+        coordinates, rng = case()
+        human = np.corrcoef(rng.normal(size=(20, 6)))
+
+        def ais(train: np.ndarray) -> np.ndarray:
+            embeddings, replacements = coordinates.embeddings[train], coordinates.replacements[train]
+            return collective_ais_reference(embeddings, replacements, 2, human[np.ix_(train, train)])
+
+        def value(kept: np.ndarray, rows: np.ndarray) -> float:
+            return alignment(kept_only(coordinates, kept)[rows], human[np.ix_(rows, rows)]) ** 2
+
+        found = similarity_protocol(coordinates, human, folds=4, seeds=2)
+        protocol_reference(found["R²"], 20, ais, value, np.argmax, 4, 2)
+
+    def test_folds_test_every_image_once_and_train_on_the_others(self) -> None:
+        parts = [fold_images(23, 5, 4, fold) for fold in range(5)]
+        assert sorted(np.concatenate([test for _, test in parts])) == list(range(23))
+        for train, test in parts:
+            assert sorted([*train, *test]) == list(range(23))
+        assert not np.array_equal(fold_images(23, 5, 0, 0)[1], fold_images(23, 5, 1, 0)[1])
+
+    def test_maps_that_carry_the_rating_are_found(self) -> None:
+        """Ten of 60 maps carry the rating, the others noise of the same size that the head reads as well.
+
+        PLCC of the ten is 10 / √(100 + 2.5) = 0.99, of all 10 / √(100 + 2.5 + 50) = 0.81.
+        """
+        rng = np.random.default_rng(0)
+        ratings = rng.normal(size=100)
+        embeddings = rng.normal(size=(100, 60))
+        embeddings[:, :10] = ratings[:, None] + 0.5 * rng.normal(size=(100, 10))
+        embeddings += 20
+        weight = np.full((1, 60), 0.05)
+        head = HeadWeights((weight, np.zeros(1)), (np.ones(1), -20 * weight.sum()), (0.0, 1.0))
+        scores = predict(head, embeddings)
+        coordinates = Coordinates(embeddings, np.full((100, 60), 20.0), 0)
+        effects = (embeddings - 20) * weight
+        found = ratings_protocol(coordinates, [head], scores, effects, ratings)
+        for measure in ("RMSE", "PLCC", "SRCC"):
+            curve = found[measure]
+            assert curve.gain_along("random").outcome == "shown"
+            assert curve.gain_along("reversed").outcome == "shown"
+        assert found["PLCC"].gain_over_all().outcome == "shown"
+        assert found["PLCC"].orders["ais"].test.mean() > 0.93 > 0.87 > found["PLCC"].all_test.mean()
+
+    def test_nothing_is_found_where_there_is_nothing(self) -> None:
+        """Of 30 sets without any relation, 2.5% should be shown by chance; more than 4 have a chance of 1 in 1,000."""
+        rng = np.random.default_rng(0)
+        shown = []
+        for _ in range(30):
+            embeddings = 20 + rng.normal(size=(50, 30))
+            weight = rng.normal(size=(1, 30))
+            head = HeadWeights((weight, np.zeros(1)), (np.ones(1), -20 * weight.sum()), (0.0, 1.0))
+            coordinates = Coordinates(embeddings, np.full((50, 30), 20.0), 0)
+            effects = np.maximum(embeddings @ weight.T, 0) - np.maximum(
+                (embeddings @ weight.T) - (embeddings - 20) * weight, 0
+            )
+            found = ratings_protocol(coordinates, [head], predict(head, embeddings), effects, rng.normal(size=50))
+            shown.append(
+                [
+                    gain.outcome == "shown"
+                    for gain in (found["PLCC"].gain_along("random"), found["PLCC"].gain_over_all())
+                ]
+            )
+        assert np.sum(shown, axis=0).max() <= 4
+
+    def test_many_maps_are_measured_on_a_grid(self) -> None:
+        rng = np.random.default_rng(1)
+        embeddings = rng.normal(size=(15, 600))
+        head = make_head(rng, 600)
+        scores = predict(head, embeddings)
+        coordinates = Coordinates(embeddings, np.zeros((15, 600)), 0)
+        found = ratings_protocol(coordinates, [head], scores, rng.normal(size=(15, 600)), scores, 5, 1)["RMSE"]
+        assert (found.counts[0], found.counts[-1], len(found.counts)) == (0, 600, 257)
+        assert set(np.diff(found.counts)) == {2, 3}
+        assert np.abs(found.all_test).max() < 1e-9  # with all maps these predictions are exact
+
+    def test_a_constant_prediction_has_no_correlation(self) -> None:
+        measures = score_measures(np.array([[2.0, 2, 2], [1, 2, 3]]), np.array([1.0, 2, 4]))
+        assert measures["PLCC"].tolist() == [0, pytest.approx(np.corrcoef([1, 2, 3], [1, 2, 4])[0, 1])]
+        assert measures["SRCC"].tolist() == [0, pytest.approx(1)]
+
+    def test_too_few_images(self) -> None:
+        coordinates, _ = case(images=11)
+        with pytest.raises(ValueError, match="11 images in 5 folds leave fewer than 3 to test on"):
+            similarity_protocol(coordinates, np.eye(11))
+
+
+def mean_of_corner(images: torch.Tensor) -> torch.Tensor:
+    """A score whose evidence is known: the mean of the first channel in the upper left 16 × 16 of 32 × 32 pixels."""
+    return images[:, 0, :16, :16].mean((1, 2))
+
+
+class TestCurves:
+    @pytest.fixture
+    def images(self) -> torch.Tensor:
+        return torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+    def curves(self, images: torch.Tensor, maps: InputMaps, steps: int = 4) -> Curves:
+        blank = torch.zeros_like(images)
+        ends = scored(mean_of_corner, images), scored(mean_of_corner, blank)
+        return perturbation_curves(mean_of_corner, images, blank, ends, cell_order(maps, 32), steps)
+
+    def test_by_hand(self, images: torch.Tensor) -> None:
+        """A heatmap of that corner removes all of the score with the first quarter of the cells."""
+        corner = np.zeros((3, 4, 4), np.float32)
+        corner[:, :2, :2] = 1
+        curves = self.curves(images, InputMaps(corner, (0, 0, 32, 32)))
+        intact = mean_of_corner(images).double().numpy()
+        np.testing.assert_allclose(curves.deletion, intact[:, None] * [1, 0, 0, 0, 0], atol=1e-7)
+        np.testing.assert_allclose(curves.insertion, intact[:, None] * [0, 1, 1, 1, 1], atol=1e-7)
+        assert curves.areas()["deletion"] == pytest.approx(intact / 8)
+        assert curves.areas()["insertion"] == pytest.approx(intact * 7 / 8)
+        assert curves.normalised_areas()["deletion"] == pytest.approx([1 / 8] * 3)
+        worst = self.curves(images, InputMaps(-corner, (0, 0, 32, 32)))
+        assert worst.areas()["deletion"] == pytest.approx(intact * 7 / 8)
+
+    def test_equal_to_the_reference(self, images: torch.Tensor) -> None:
+        """Cell after cell, in plain loops. Measured error 0."""
+        maps = random_maps(InputMaps(np.zeros((3, 3, 3), np.float32), (-2, 1, 40, 30)))
+        curves = self.curves(images, maps, steps=5)
+        orders = cell_order(maps, 32)
+        assert orders.shape == (3, 4, 4)
+        for image, order in zip(range(3), orders, strict=True):
+            for step in range(1, 5):
+                left = images[image].clone()
+                for place in range(round(16 * step / 5)):
+                    row, column = np.argwhere(order == place)[0]
+                    left[:, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] = 0
+                brought_back = images[image] - left
+                assert curves.deletion[image, step] == pytest.approx(float(mean_of_corner(left[None])))
+                assert curves.insertion[image, step] == pytest.approx(float(mean_of_corner(brought_back[None])))
+
+    def test_share_is_undefined_where_the_fill_scores_higher(self) -> None:
+        curves = Curves(np.array([[1.0, 2, 3], [3, 2, 1]]), np.array([[3.0, 2, 1], [1, 2, 3]]))
+        assert np.isnan(curves.normalised_areas()["deletion"]).tolist() == [True, False]
+        assert curves.areas()["deletion"].tolist() == [2, 2]
+
+    def test_order_of_cells(self) -> None:
+        values = np.zeros((2, 4, 4), np.float32)
+        values[0, 1, 2], values[0, 3, 0] = 2, 1
+        order = cell_order(InputMaps(values, (0, 0, 32, 32)), 32)
+        assert (order[0, 1, 2], order[0, 3, 0]) == (0, 1)
+        assert sorted(order[1].ravel()) == list(range(16))
+        assert not np.array_equal(order[1], np.arange(16).reshape(4, 4))  # ties at random, not from the top left
+
+    def test_order_follows_the_cells_not_the_square(self) -> None:
+        """A map whose cells begin half a cell outside of the input, as those of a ResNet do."""
+        values = np.zeros((1, 2, 2), np.float32)
+        values[0, 1, 1] = 1
+        order = cell_order(InputMaps(values, (-8, -8, 24, 24)), 32)
+        # Centre of the highest cell at 16: all cells of the input from there on share the highest value.
+        assert set(order[0, 2:, 2:].ravel()) == {0, 1, 2, 3}
+
+    def test_fills(self, images: torch.Tensor) -> None:
+        mean = filled(images, "mean")
+        torch.testing.assert_close(mean[1, 2], images[1, 2].mean().expand(32, 32))
+        ramp = torch.arange(64.0)[None, None, None].expand(1, 3, 64, 64)
+        stripes = ramp + 10 * torch.cos(torch.pi * ramp)
+        blurred = filled(stripes, "blurred")
+        torch.testing.assert_close(blurred[..., 16:48], ramp[..., 16:48], rtol=0, atol=0.05)
+
+    def test_centre_bias(self) -> None:
+        values, extent = centre_bias(2, 32)
+        assert extent == (0, 0, 32, 32)
+        assert values[0, 1:3, 1:3].min() == values.max()
+        assert values[1, 0, 0] / values[1, 1, 1] == pytest.approx(np.exp(-(2 * 0.375**2 - 2 * 0.125**2) / 0.125))
+
+
+def small_head(backbone: Backbone, seed: int, hidden: int = 16) -> RegressionHead:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return RegressionHead(backbone.embedding_size, hidden).double().eval()
+
+
+@pytest.mark.parametrize("name", ["end of a residual block", "flatten to linear", "squeeze and excitation"])
+def test_grad_cam_equals_finite_differences(name: str) -> None:
+    """Central differences of the score for each cell of each map, in float64. Measured worst relative error 1e-8."""
+    backbone = small_backbone(name)
+    head = HeadEnsemble([small_head(backbone, 0)])
+    images = torch.rand(2, 3, SIDE, SIDE, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    split = backbone.split
+    with torch.no_grad():
+        maps, *context = split.trunk(images)
+        gradients = torch.zeros_like(maps)
+        for cell in range(MAPS * SIDE * SIDE):
+            step = torch.zeros(MAPS * SIDE * SIDE, dtype=torch.float64)
+            step[cell] = 1e-7
+            ends = [head(split.tail(maps + sign * step.view(MAPS, SIDE, SIDE), *context)) for sign in (1, -1)]
+            gradients.flatten(1)[:, cell] = (ends[0] - ends[1]) / 2e-7
+    expected = (gradients.mean((2, 3))[:, :, None, None] * maps).sum(1).relu()
+    found = grad_cam(backbone, head, images)
+    assert expected.abs().max() > 0
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+    assert not found.requires_grad
+
+
+class TestHeads:
+    def test_rank_correlation(self) -> None:
+        rng = np.random.default_rng(0)
+        first, second = rng.random((4, 5, 5)), rng.random((4, 5, 5))
+        expected = [stats.spearmanr(a.ravel(), b.ravel()).statistic for a, b in zip(first, second, strict=True)]
+        assert rank_correlation(first, second) == pytest.approx(expected)
+        second[2] = 1
+        assert np.isnan(rank_correlation(first, second)).tolist() == [False, False, True, False]
+
+    def test_with_and_between_heads(self) -> None:
+        rng = np.random.default_rng(1)
+        maps = rng.random((3, 2, 4, 4))
+        assert correlation_with_each(maps[0], maps[1:]) == pytest.approx(
+            (rank_correlation(maps[0], maps[1]) + rank_correlation(maps[0], maps[2])) / 2
+        )
+        pairs = [rank_correlation(maps[i], maps[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
+        assert correlation_between(maps) == pytest.approx(np.mean(pairs, axis=0))
+        assert np.isnan(correlation_between(maps[:1])).all()
+
+    def test_random_heads_read_coordinates_at_the_fitted_scale(self) -> None:
+        fitted = RegressionHead(30, 400)
+        with torch.no_grad():
+            fitted.hidden.weight.mul_(torch.logspace(-3, 3, 30))
+        centre = torch.linspace(-5, 5, 30)
+        heads = random_heads(HeadEnsemble([fitted]), centre)
+        scale = heads[0].hidden.weight.std(0) / fitted.hidden.weight.std(0)
+        torch.testing.assert_close(scale, torch.ones(30), rtol=0, atol=0.2)
+        assert heads[0].hidden(centre).abs().max() < 1e-2 * heads[0].hidden.bias.abs().max()
+        assert not torch.equal(heads[0].hidden.weight, heads[1].hidden.weight)
+        again = random_heads(HeadEnsemble([fitted]), centre)
+        torch.testing.assert_close(again[3].hidden.weight, heads[3].hidden.weight, rtol=0, atol=0)
+
+
+class TestLocalisation:
+    def test_overlap_by_hand(self) -> None:
+        heatmap = np.array([[4.0, 3, 0], [2, 1, np.nan]])
+        mask = np.array([[True, False, False], [True, False, True]])
+        # Two masked pixels were looked at; the highest two are 4 and 3: one in common, three together.
+        assert mask_overlap(heatmap, mask) == pytest.approx(1 / 3)
+        assert np.isnan(mask_overlap(heatmap, np.isnan(heatmap)))
+
+    def test_placed_on_the_original(self) -> None:
+        """The model saw the right half of a wide image; its map points at the lower right of it."""
+        values = np.zeros((1, 2, 2), np.float32)
+        values[0, 1, 1] = 1
+        mask = np.zeros((20, 40), bool)
+        mask[15:, 35:] = True
+        found = localisation(InputMaps(values, (0, 0, 32, 32)), np.array([[20.0, 0, 40, 20]]), 32, [mask])
+        assert found.hits == pytest.approx([1])
+        assert found.chance == pytest.approx([25 / 400])
+        elsewhere = localisation(InputMaps(values, (0, 0, 32, 32)), np.array([[0.0, 0, 20, 20]]), 32, [mask[:, ::-1]])
+        assert elsewhere.hits == pytest.approx([0])
+
+
+register(
+    BackboneSpec(
+        name="resnet18_96",
+        build=partial(resnet18, weights=None),
+        adapt=families.adapt_resnet,
+        published=None,
+        input_size=96,
+        resize_size=110,
+        interpolation="bilinear",
+        layer="features.7.1.conv2",
+        map_shape=(512, 3, 3),
+        embedding_size=512,
+        tail=TailKind.CHANNELWISE,
+        classifier=("fc.",),
+        other_layers=(("features.7.0.conv1", (512, 3, 3)),),
+    )
+)
+COUNT, TRAINED = 120, 70
+
+
+def fit_head(embeddings: np.ndarray, scores: np.ndarray) -> RegressionHead:
+    """Adam on all rows at once, as the training job does in batches."""
+    standardisation = Standardisation.of(embeddings, scores, np.arange(len(scores)))
+    inputs = standardisation.inputs(torch.from_numpy(embeddings))
+    targets = torch.from_numpy(standardisation.targets(scores))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        head = RegressionHead(embeddings.shape[1], 64)
+    optimiser = torch.optim.Adam(head.parameters(), 1e-3, weight_decay=1e-3)
+    for _ in range(60):
+        optimiser.zero_grad()
+        torch.nn.functional.mse_loss(head.standardised(inputs), targets).backward()
+        optimiser.step()
+    return standardisation.fold(head)
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Planted images, a table with their ratings and one with the same shuffled, and a head fitted to each."""
+    folder = tmp_path_factory.mktemp("planted")
+    made = make_planted(folder, PlantedSpec(count=COUNT, size=110))
+    backbone = load_backbone("resnet18_96", weights="random", seed=0)
+    explainer = Explainer(backbone, RegressionHead(512, 4))
+    names = [f"images/{image.name}" for image in made.images]
+    with torch.inference_mode():
+        pixels = [decode_image((folder / name).read_bytes()) for name in names]
+        embeddings = torch.cat([backbone(explainer.preprocess([image])) for image in pixels]).numpy()
+    scores = np.array([image.score for image in made.images])
+    shuffled = np.random.default_rng(0).permutation(scores)
+    for name, table in (("true", scores), ("shuffled", shuffled)):
+        with (folder / f"{name}.csv").open("w") as file:
+            csv.writer(file).writerows([("image", "score"), *zip(names, table, strict=True)])
+        head = fit_head(embeddings[:TRAINED], table[:TRAINED])
+        save_head(str(folder / name), HeadEnsemble([head]), backbone, "center_crop", {})
+        place = Storage().open(str(folder / name)) / "predictions.parquet"
+        write_table(place, pa.table({"image": names[TRAINED:], "score": table[TRAINED:]}))
+    return folder
+
+
+def arguments(planted: Path, out: Path, which: str, *more: str) -> list[str]:
+    return [
+        f"ratings.path={planted}/{which}.csv", f"head={planted}/{which}", f"output={out}", "compute.device=cpu",
+        "images_limit=12", "steps=4", "seeds=3", *more,
+    ]  # fmt: skip
+
+
+def outcomes(out: Path) -> dict[str, str]:
+    return {check["name"]: check["outcome"] for check in json.loads((out / "validation.json").read_text())["checks"]}
+
+
+class TestJob:
+    def test_a_fitted_head(self, planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(arguments(planted, tmp_path, "true", f"masks={planted}/masks")) == 0
+        document = json.loads((tmp_path / "validation.json").read_text())
+        found = outcomes(tmp_path)
+        assert document["images"] == {"rated": COUNT - TRAINED, "curved": 12, "unreadable": 0}
+        assert found["head predicts"] == "shown"
+        assert document["conclusion"].startswith("PASSED")
+        printed = capsys.readouterr().out
+        assert document["conclusion"] in printed
+        assert "The backbone is UNTRAINED" in printed
+        assert (tmp_path / "verdict.txt").read_text().strip() in printed
+
+    def test_a_head_fitted_to_shuffled_ratings_fails(self, planted: Path, tmp_path: Path) -> None:
+        assert main(arguments(planted, tmp_path, "shuffled")) == 0
+        assert outcomes(tmp_path)["head predicts"] != "shown"
+        assert (tmp_path / "verdict.txt").read_text().startswith("FAILED: the head was not shown to predict ratings")
+        assert not (tmp_path / "localisation.parquet").exists()
+
+    def test_tables_hold_what_the_figures_are_made_of(self, planted: Path, tmp_path: Path) -> None:
+        main(arguments(planted, tmp_path, "true", f"masks={planted}/masks", "images_limit=3", "steps=2", "folds=3"))
+        checks = {check["name"]: check for check in json.loads((tmp_path / "validation.json").read_text())["checks"]}
+        areas = pq.read_table(tmp_path / "faithfulness.parquet").to_pandas()
+        assert len(areas) == 3 * 2 * 2 * 5
+        chosen = areas[(areas["fill"] == "mean") & (areas["mode"] == "insertion")].groupby("method")["area"].mean()
+        assert checks["insertion mean centre"]["value"] == pytest.approx(chosen["ais"] - chosen["centre"])
+        fits = pq.read_table(tmp_path / "protocol.parquet").to_pandas()
+        assert len(fits) == 3 * 3 * 3 * 3
+        rmse = fits[fits["measure"] == "RMSE"].groupby("order")["test"].mean()
+        assert checks["RMSE stop random"]["value"] == pytest.approx(rmse["random"] - rmse["ais"])
+        images = pq.read_table(tmp_path / "images.parquet").to_pandas()
+        assert len(images) == COUNT - TRAINED
+        assert images["random_head_correlation"].notna().sum() == 3
+        assert checks["head predicts"]["value"] == pytest.approx(images["rating"].corr(images["score"]))
+        located = pq.read_table(tmp_path / "localisation.parquet").to_pandas()
+        hits = located[located["method"] == "ais"]
+        assert checks["pointing chance"]["value"] == pytest.approx((hits["hit"] - hits["chance"]).mean())
+        assert load_config(ValidateConfig, ["--config", str(tmp_path / "config.yaml")], doc="").config.folds == 3
+
+    def test_a_tail_that_mixes_maps_has_no_protocol(self, planted: Path, tmp_path: Path) -> None:
+        limits = ("images_limit=2", "steps=2", "compute.chunk=64")
+        assert main(arguments(planted, tmp_path, "true", *limits, "backbone.layer=features.7.0.conv1")) == 0
+        document = json.loads((tmp_path / "validation.json").read_text())
+        assert document["protocol_refused"].startswith("what follows features.7.0.conv1 of resnet18_96 mixes the maps")
+        assert not any(check["name"].startswith("PLCC") for check in document["checks"])
+        assert not (tmp_path / "protocol.parquet").exists()
+
+    def test_refused(self, planted: Path, tmp_path: Path) -> None:
+        with pytest.raises(
+            RatingsError, match=r"50 images of .* are in the test split of the head; 20 folds need at l"
+        ):
+            main(arguments(planted, tmp_path, "true", "folds=20"))
+        with pytest.raises(RunError, match=r"masks: '.*planted-\d+.png' cannot be read: not found"):
+            main(arguments(planted, tmp_path, "true", f"masks={tmp_path}"))
+        assert not (tmp_path / "validation.json").exists()
+
+    def test_a_dry_run_writes_nothing(self, planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main([*arguments(planted, tmp_path / "out", "true"), "--dry-run"]) == 0
+        assert "50 rated, of the head's test split; 12 with deletion" in capsys.readouterr().out
+        assert not (tmp_path / "out").exists()
+
+
+def test_the_production_example_loads() -> None:
+    config = load_config(ValidateConfig, ["--config", str(ROOT / "configs" / "validate.yaml")], doc="").config
+    assert config.output.startswith("s3://")
