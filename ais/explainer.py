@@ -101,7 +101,8 @@ class Explainer:
         self.trunk_dtype = trunk_dtype
         self.importance: Tensor | None = None
         if importance is not None:
-            self.importance = torch.as_tensor(np.array(importance, dtype=np.float32)).to(self.device)
+            # A copy: the vector may be a read-only view of a file.
+            self.importance = torch.tensor(np.asarray(importance), dtype=torch.float32, device=self.device)
             maps = backbone.layer.map_shape[0] if backbone.layer else 0
             if self.importance.shape != (maps,):
                 raise BackboneError(

@@ -49,7 +49,8 @@ def images_for(backbone: Backbone, count: int = 1) -> Tensor:
 
 
 def test_registry_holds_the_seven_backbones_of_the_notes() -> None:
-    assert set(backbone_names()) - {TINY.name} == set(NAMES)
+    # Tests register small ones of their own, without published weights.
+    assert {name for name in backbone_names() if get_spec(name).published is not None} == set(NAMES)
     assert backbone_names() == sorted(backbone_names())
 
 
