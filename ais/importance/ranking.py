@@ -59,8 +59,10 @@ def ranking_png(table: pa.Table, what: str) -> bytes:
         axes.legend(frameon=False)
     axes.plot(ranks, ais, color=_BLUE, linewidth=1.5)
     axes.axhline(0, color=_GREY, linewidth=0.8)
+    # A few maps carry most of it: on a linear axis the ranking of thousands is an L.
+    axes.set_xscale("log")
     axes.set_xlim(1, len(ais))
-    axes.set_xlabel("feature map, by rank")
+    axes.set_xlabel("feature map, by rank (logarithmic)")
     axes.set_ylabel(what)
     axes.spines[["top", "right"]].set_visible(False)
     data = io.BytesIO()
