@@ -1,8 +1,9 @@
-"""A line on the terminal for every report of the training, the same in a terminal and in a job's log."""
+"""How far the fit is, from the processes of Ray Train to the terminal of the job."""
 
 from __future__ import annotations
 
 import threading
+import time
 from types import TracebackType
 from typing import Any
 
@@ -10,56 +11,72 @@ import ray
 from ray.train import UserCallback
 
 from ais.config import FitConfig
+from ais.progress import Line, duration
 
 _EVERY_S = 0.5
 
 
 @ray.remote(num_cpus=0)
-class _Lines:
-    """Keeps lines until the driver fetches them: the callback runs in a process of Ray Train's own."""
+class _Reports:
+    """Keeps reports until the driver fetches them: the callback runs in a process of Ray Train's own."""
 
     def __init__(self) -> None:
-        self._lines: list[str] = []
+        self._reports: list[tuple[float, dict[str, Any] | str]] = []
 
-    def add(self, line: str) -> None:
-        self._lines.append(line)
+    def add(self, report: dict[str, Any] | str) -> None:
+        self._reports.append((time.time(), report))
 
-    def take(self) -> list[str]:
-        lines, self._lines = self._lines, []
-        return lines
+    def take(self) -> list[tuple[float, dict[str, Any] | str]]:
+        reports, self._reports = self._reports, []
+        return reports
 
 
 class _Callback(UserCallback):
-    def __init__(self, lines: Any, fit: FitConfig) -> None:
-        self._lines = lines
-        self._fit = fit
+    def __init__(self, reports: Any) -> None:
+        self._reports = reports
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:  # noqa: ARG002
         """Say how far the fit is."""
-        self._lines.add.remote(describe(metrics[0], self._fit))
+        self._reports.add.remote(metrics[0])
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
         """Say that a worker was lost."""
         ranks = ", ".join(map(str, sorted(worker_exceptions)))
-        self._lines.add.remote(f"lost worker {ranks}; going on from the last checkpoint, if fit.max_failures allows")
+        self._reports.add.remote(f"lost worker {ranks}; going on from the last checkpoint, if fit.max_failures allows")
 
 
-def describe(metrics: dict[str, Any], fit: FitConfig) -> str:
-    """Describe one report in a line, such as ``epoch 75/300 · validation RMSE 0.213 (best 0.209 at 61)``."""
+def describe(metrics: dict[str, Any], fit: FitConfig, epochs_per_s: float | None = None) -> str:
+    """Describe one report in a line, such as ``epoch 75/300 · validation RMSE 0.213 (best 0.209 at 61)``.
+
+    Args:
+        metrics: of the report.
+        fit: how many heads and epochs there are.
+        epochs_per_s: adds the rate, and the time left if no head stops early.
+    """
     head = f"head {metrics['variant'] + 1} of {fit.variants} · " if fit.variants > 1 else ""
     stopped = " · stopped early" if metrics["done"] and metrics["epoch"] < fit.epochs else ""
-    return (
+    text = (
         f"{head}epoch {metrics['epoch']}/{fit.epochs} · validation RMSE {metrics['validation_rmse']:.4g} "
         f"(best {metrics['best_rmse']:.4g} at {metrics['best_epoch']}){stopped}"
     )
+    if epochs_per_s is None or metrics["done"]:
+        return text
+    left = fit.epochs * (fit.variants - metrics["variant"]) - metrics["epoch"]
+    return f"{text} · {epochs_per_s:,.1f} epochs/s · at most {duration(left / epochs_per_s)} left"
 
 
 class ProgressLines:
-    """Prints the lines while the block runs; ``callback`` goes to Ray Train."""
+    """Prints how far the fit is while the block runs, and a line that stays for every head that is finished.
+
+    ``callback`` goes to Ray Train.
+    """
 
     def __init__(self, fit: FitConfig) -> None:
-        self._lines: Any = _Lines.remote()  # type: ignore[attr-defined]
-        self.callback = _Callback(self._lines, fit)
+        self._fit = fit
+        self._reports: Any = _Reports.remote()  # type: ignore[attr-defined]
+        self.callback = _Callback(self._reports)
+        self._line = Line()
+        self._first: tuple[float, int] | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -74,6 +91,7 @@ class ProgressLines:
         self._thread.join()
         if kind is None or issubclass(kind, Exception):  # not when the process is being ended
             self._print()
+        self._line.close()
 
     def _watch(self) -> None:
         while not self._stop.wait(_EVERY_S):
@@ -81,8 +99,22 @@ class ProgressLines:
 
     def _print(self) -> None:
         try:
-            lines = ray.get(self._lines.take.remote(), timeout=10)
+            reports = ray.get(self._reports.take.remote(), timeout=10)
         except ray.exceptions.RayError:  # progress is never a reason to fail
             return
-        for line in lines:
-            print(line, flush=True)
+        for at, report in reports:
+            if isinstance(report, str):
+                self._line.keep(report)
+            elif report["done"]:
+                self._line.keep(describe(report, self._fit))
+                self._first = None
+            else:
+                self._line.show(describe(report, self._fit, self._rate(at, report["epoch"])))
+
+    def _rate(self, at: float, epoch: int) -> float | None:
+        """Epochs a second since the first report of this head; None at that one."""
+        if self._first is None or epoch <= self._first[1]:  # a lost worker goes back to the last checkpoint
+            self._first = (at, epoch)
+            return None
+        since, before = self._first
+        return (epoch - before) / (at - since) if at > since else None

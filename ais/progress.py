@@ -1,0 +1,128 @@
+"""One quiet line of progress a stage, the same in a terminal and in a job's log.
+
+    images: 1,200 of 30,000 · 3 errors · 41.3/s · 12 min left
+
+In a terminal the line is redrawn; in a log it is printed now and then, without control characters.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import threading
+import time
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+_EVERY_S = {"terminal": 1.0, "log": 15.0}
+
+
+class Line:
+    """A line of the terminal that is drawn again and again, or now and then a line of a log."""
+
+    def __init__(self) -> None:
+        self.terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+        self.every_s = _EVERY_S["terminal" if self.terminal else "log"]
+        self._printed = time.monotonic()
+        self._drawn = False
+
+    def show(self, text: str) -> None:
+        """Show the present state; a log takes it only if the last one is old enough."""
+        now = time.monotonic()
+        if self.terminal:
+            # A line that wraps cannot be redrawn.
+            print(f"\r\x1b[2K{text[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
+            self._drawn = True
+        elif now - self._printed >= self.every_s:
+            print(text, flush=True)
+            self._printed = now
+
+    def keep(self, text: str) -> None:
+        """Leave a line that stays; what comes next begins below it."""
+        print(f"\r\x1b[2K{text}" if self._drawn else text, flush=True)
+        self._drawn = False
+        self._printed = time.monotonic()
+
+    def close(self) -> None:
+        """Let what comes next begin on a line of its own."""
+        if self._drawn:
+            print(flush=True)
+        self._drawn = False
+
+
+class ProgressLine:
+    """Prints how far a stage is while the block runs; the work calls `advance`, or a subclass knows how far it is.
+
+    Args:
+        what: is counted, such as ``"images"``.
+        total: to come.
+    """
+
+    def __init__(self, what: str, total: int) -> None:
+        self._what = what
+        self._total = total
+        self._done = 0
+        self._errors = 0
+        self._started = time.monotonic()
+        self._first: tuple[float, int] | None = None
+        self._line = Line()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        if kind is None:
+            self._line.keep(self._text(*self._read_or_keep(), last=True))
+        else:
+            self._line.close()  # an error message begins on a line of its own
+
+    def advance(self, done: int = 1, errors: int = 0) -> None:
+        """Count what is finished, errors among it; from the thread that works."""
+        self._done += done
+        self._errors += errors
+
+    def read(self) -> tuple[int, int]:
+        """Return how many are finished, and how many errors are among them."""
+        return self._done, self._errors
+
+    def _watch(self) -> None:
+        while not self._stop.wait(_EVERY_S["terminal"]):
+            self._line.show(self._text(*self._read_or_keep()))
+
+    def _read_or_keep(self) -> tuple[int, int]:
+        with suppress(Exception):  # progress is never a reason to fail
+            self._done, self._errors = self.read()
+        return self._done, self._errors
+
+    def _text(self, done: int, errors: int, last: bool = False) -> str:
+        now = time.monotonic()
+        if self._first is None and done:
+            self._first = (now, done)
+        if not done:
+            return f"{self._what}: starting ({duration(now - self._started)})"
+        text = f"{self._what}: {done:,} of {self._total:,}"
+        if errors:
+            text += f" · {errors:,} errors"
+        # The rate leaves out what came before the first count, which is mostly models being loaded.
+        since, before = self._first or (now, done)
+        rate = (done - before) / (now - since) if now > since and done > before else done / (now - self._started)
+        text += f" · {rate:,.1f}/s"
+        if last:
+            return f"{text} · {duration(now - self._started)}"
+        return f"{text} · {duration((self._total - done) / rate)} left" if done < self._total else text
+
+
+def duration(seconds: float) -> str:
+    """Say a time in the unit that a reader would choose: ``48 s``, ``12 min``, ``3.4 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
