@@ -63,29 +63,32 @@ ERRORS_SCHEMA = pa.schema(
 )
 
 
-def results_schema(heatmap_shape: tuple[int, int], metadata: dict[str, str] | None = None) -> pa.Schema:
+def results_schema(heatmap_shape: tuple[int, int] | None, metadata: dict[str, str] | None = None) -> pa.Schema:
     """Schema of a results shard.
 
     Args:
-        heatmap_shape: ``(h, w)`` of the heatmaps, at the layer's resolution.
+        heatmap_shape: ``(h, w)`` of the heatmaps, at the layer's resolution; ``None``: scores only, without the columns
+            ``heatmap_box``, ``heatmap`` and ``png``.
         metadata: what the results were made with, carried by every shard.
     """
-    return pa.schema(
-        [
-            pa.field("image_id", pa.int64(), nullable=False),
-            pa.field("uri", pa.string(), nullable=False),
-            pa.field("etag", pa.string()),
-            pa.field("width", pa.int32(), nullable=False),
-            pa.field("height", pa.int32(), nullable=False),
-            pa.field("box", pa.list_(pa.float32(), 4), nullable=False),
-            pa.field("heatmap_box", pa.list_(pa.float32(), 4), nullable=False),
-            pa.field("score", pa.float32(), nullable=False),
-            pa.field("score_std", pa.float32()),
-            pa.field("heatmap", pa.fixed_shape_tensor(pa.float32(), heatmap_shape), nullable=False),
-            pa.field("png", pa.string()),
-        ],
-        metadata=metadata,
-    )
+    fields = [
+        pa.field("image_id", pa.int64(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("etag", pa.string()),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("box", pa.list_(pa.float32(), 4), nullable=False),
+        pa.field("heatmap_box", pa.list_(pa.float32(), 4), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),
+        pa.field("score_std", pa.float32()),
+    ]
+    if heatmap_shape is None:
+        return pa.schema([field for field in fields if field.name != "heatmap_box"], metadata=metadata)
+    fields += [
+        pa.field("heatmap", pa.fixed_shape_tensor(pa.float32(), heatmap_shape), nullable=False),
+        pa.field("png", pa.string()),
+    ]
+    return pa.schema(fields, metadata=metadata)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Second stage: pixels → score and heatmap, in actors that each hold the frozen backbone and the head."""
+"""Second stage: pixels → score, or score and heatmap, in actors that each hold the frozen backbone and the head."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from torch import Tensor
 
 from ais.backbones import Backbone, BackboneSpec, load_backbone
 from ais.errors import WeightsError
 from ais.explainer import Explainer
 from ais.heads import load_head
-from ais.heatmaps import Weighting
 from ais.pipeline.columns import pack, replace, unpack
 from ais.storage import Storage
 
@@ -72,79 +72,98 @@ def choose_device(device: str) -> str:
     return device
 
 
-class Explain:
-    """Callable stage: table with ``pixels`` → ``score``, ``score_std`` and ``heatmap`` instead.
+class Score:
+    """Callable stage: table with ``pixels`` → ``score`` and ``score_std`` instead.
 
     Args:
         source: of the backbone.
         head: address of the head bundle.
-        importance: ``(C,)`` AIS for all images, or ``None`` for each image's own.
-        weighting: of the maps.
         preprocessing: mode under which the pixels were made.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         threads: of torch on the CPU.
-        chunk: maps ablated at once.
         precision: of the trunk.
         progress: actor that counts, or ``None``.
+        options: further ones of `ais.Explainer`.
     """
+
+    timed = "score_s"
 
     def __init__(
         self,
         source: BackboneSource,
         head: str,
-        importance: np.ndarray | None,
-        weighting: Weighting,
         preprocessing: str,
         device: str,
         threads: int | None,
-        chunk: int | None,
         precision: str,
         progress: Any = None,
+        **options: Any,
     ) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
         self._explainer = Explainer(
             source.load(choose_device(device)),
             load_head(head, source.storage),
-            weighting=weighting,
-            importance=importance,
             preprocessing=preprocessing,
-            chunk=chunk,
             trunk_dtype=getattr(torch, precision),
+            **options,
         )
         self._progress = progress
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Explain the rows that have pixels; rows with an error pass through."""
+        """Work on the rows that have pixels; rows with an error pass through."""
         started = time.perf_counter()
         side = self._explainer.geometry.input_size
-        layer = self._explainer.backbone.layer
-        assert layer is not None
         count = batch.num_rows
-        scores, spreads = np.full(count, np.nan, np.float32), np.full(count, np.nan, np.float32)
-        heatmaps = np.zeros((count, *layer.map_shape[1:]), np.float32)
+        values = self._without_values(count)
         stages, reasons, errors = (np.array(batch[name].to_pylist(), object) for name in ("stage", "reason", "error"))
         good = np.flatnonzero(stages == "")
         if len(good):
             pixels = unpack(batch["pixels"], (side, side, 3), np.uint8)[good]
             boxes = unpack(batch["box"], (4,), np.float32)[good]
-            result = self._explainer.explain_pixels(torch.from_numpy(pixels), torch.from_numpy(boxes))
-            scores[good], spreads[good] = result.scores.numpy(), result.score_stds.numpy()
-            heatmaps[good] = result.heatmaps.numpy()
-            unusable = good[~(np.isfinite(scores[good]) & np.isfinite(heatmaps[good]).all((1, 2)))]
+            for name, found in self._values(torch.from_numpy(pixels), torch.from_numpy(boxes)).items():
+                values[name][good] = found.numpy()
+            finite = np.ones(len(good), bool)
+            for name in values.keys() - {"score_std"}:  # which a single head does not have
+                finite &= np.isfinite(values[name][good]).reshape(len(good), -1).all(1)
+            unusable = good[~finite]
             stages[unusable], reasons[unusable] = "score", "not finite"
             errors[unusable] = "the network gave a score or heatmap that is not finite"
         if self._progress is not None:
             self._progress.add.remote(count, int((stages != "").sum()))
-        seconds = (time.perf_counter() - started) / max(1, count)
-        return replace(
-            batch,
-            ["pixels"],
-            score=pa.array(scores),
-            score_std=pc.if_else(pc.is_nan(pa.array(spreads)), None, pa.array(spreads)),
-            heatmap=pack(heatmaps),
-            stage=pa.array(stages, pa.string()),
-            reason=pa.array(reasons, pa.string()),
-            error=pa.array(errors, pa.string()),
-            explain_s=pa.array(np.full(count, seconds, np.float32)),
-        )
+        spreads = pa.array(values.pop("score_std"))
+        columns = {name: pa.array(found) if found.ndim == 1 else pack(found) for name, found in values.items()}
+        columns |= {
+            "score_std": pc.if_else(pc.is_nan(spreads), None, spreads),
+            "stage": pa.array(stages, pa.string()),
+            "reason": pa.array(reasons, pa.string()),
+            "error": pa.array(errors, pa.string()),
+            self.timed: pa.array(np.full(count, (time.perf_counter() - started) / max(1, count), np.float32)),
+        }
+        return replace(batch, ["pixels"], **columns)
+
+    def _without_values(self, count: int) -> dict[str, np.ndarray]:
+        """What rows with an error hold in each column."""
+        return {name: np.full(count, np.nan, np.float32) for name in ("score", "score_std")}
+
+    def _values(self, pixels: Tensor, boxes: Tensor) -> dict[str, Tensor]:  # noqa: ARG002 - heatmaps need the boxes
+        scores, spreads = self._explainer.score_pixels(pixels)
+        return {"score": scores, "score_std": spreads}
+
+
+class Explain(Score):
+    """Callable stage: table with ``pixels`` → ``score``, ``score_std`` and ``heatmap`` instead.
+
+    Args as `Score`; its options are ``importance``, ``weighting`` and ``chunk``.
+    """
+
+    timed = "explain_s"
+
+    def _without_values(self, count: int) -> dict[str, np.ndarray]:
+        layer = self._explainer.backbone.layer
+        assert layer is not None
+        return super()._without_values(count) | {"heatmap": np.zeros((count, *layer.map_shape[1:]), np.float32)}
+
+    def _values(self, pixels: Tensor, boxes: Tensor) -> dict[str, Tensor]:
+        result = self._explainer.explain_pixels(pixels, boxes)
+        return {"score": result.scores, "score_std": result.score_stds, "heatmap": result.heatmaps}

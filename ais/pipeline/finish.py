@@ -22,6 +22,17 @@ def finish(prepared: Prepared, record: dict[str, Any], work: Work, wall_s: float
     Raises:
         RunError: an image is missing or there twice; the run is then not complete.
     """
+    summary = summarise(prepared, record, work, wall_s)
+    prepared.run.finish(summary)
+    print_summary(summary)
+    return _exit_code(prepared, summary)
+
+
+def summarise(prepared: Prepared, record: dict[str, Any], work: Work, wall_s: float) -> dict[str, Any]:
+    """Account for every image and return what `summary.json` says.
+
+    Arguments and errors as `finish`.
+    """
     run = prepared.run
     accounting = run.account(record["images"])
     if not accounting.whole:
@@ -37,7 +48,6 @@ def finish(prepared: Prepared, record: dict[str, Any], work: Work, wall_s: float
         "failed": accounting.failed,
         "errors": accounting.reasons,
         "ignored_files": record["ignored"],
-        "pictures_not_rendered": work.pictures_failed,
         # Of the last start only: a run may have been continued.
         "last_start": {
             "images": work.images,
@@ -47,12 +57,11 @@ def finish(prepared: Prepared, record: dict[str, Any], work: Work, wall_s: float
             "stage_s": {stage: round(seconds, 2) for stage, seconds in work.stage_s.items()},
         },
         "results": run.results.address,
-        "pictures": run.png.address,
         "error_rows": run.errors.address,
     }
-    run.finish(summary)
-    _print(summary)
-    return _exit_code(prepared, summary)
+    if prepared.plan.cells is not None:
+        summary |= {"pictures": run.png.address, "pictures_not_rendered": work.pictures_failed}
+    return summary
 
 
 def report_complete(prepared: Prepared, summary: dict[str, Any]) -> int:
@@ -61,11 +70,12 @@ def report_complete(prepared: Prepared, summary: dict[str, Any]) -> int:
         f"complete    finished {summary['finished_at']}; nothing to do (another run_id or output makes a new run, with "
         "a new listing)"
     )
-    _print(summary)
+    print_summary(summary)
     return _exit_code(prepared, summary)
 
 
-def _print(summary: dict[str, Any]) -> None:
+def print_summary(summary: dict[str, Any]) -> None:
+    """Say what a person wants to know of a run."""
     start = summary["last_start"]
     print(f"scored      {summary['scored']:,} of {summary['images']:,} images", end="")
     print(f" at {start['images_per_s']:,} a second ({start['wall_s']:,} s in all)" if start["images"] else "")
@@ -73,16 +83,18 @@ def _print(summary: dict[str, Any]) -> None:
         print(f"errors      {summary['failed']:,}, see {summary['error_rows']}")
         for reason, count in summary["errors"].items():
             print(f"            {count:>7,}  {reason}")
-    if summary["pictures_not_rendered"]:
+    if summary.get("pictures_not_rendered"):
         print(f"pictures    {summary['pictures_not_rendered']:,} images could not be read again to be rendered")
     if start["stage_s"]:
         print("seconds     " + ", ".join(f"{stage} {seconds:,}" for stage, seconds in start["stage_s"].items()))
-    height, width = summary["layer"]["map_shape"][1:]
-    print(f"heatmaps    {height}×{width}: one cell covers 1/{width} of the width of what the model saw")
+    if "pictures" in summary:
+        height, width = summary["layer"]["map_shape"][1:]
+        print(f"heatmaps    {height}×{width}: one cell covers 1/{width} of the width of what the model saw")
     if summary["untrained"]:
         print("            the backbone is UNTRAINED: its weights are random")
-    print(f"results     {summary['results']}")
-    print(f"pictures    {summary['pictures']}", flush=True)
+    print(f"results     {summary['results']}", flush=True)
+    if "pictures" in summary:
+        print(f"pictures    {summary['pictures']}", flush=True)
 
 
 def _exit_code(prepared: Prepared, summary: dict[str, Any]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,7 @@ from ais.heatmaps import HeatmapCells, Weighting
 from ais.images import Geometry, Limits
 from ais.pipeline.cluster import Pools, cluster_pools, quiet_ray_data
 from ais.pipeline.columns import pack, replace
-from ais.pipeline.explain import BackboneSource, Explain
+from ais.pipeline.explain import BackboneSource, Explain, Score
 from ais.pipeline.fetch import FetchDecode, Pictures
 from ais.pipeline.manifest import manifest_rows
 from ais.pipeline.progress import Progress
@@ -44,7 +44,7 @@ class HeatmapPlan:
         importance: ``(C,)`` AIS for all images, or ``None`` for each image's own.
         weighting: of the maps.
         geometry: brings images to the backbone's input.
-        cells: of the heatmaps.
+        cells: of the heatmaps; ``None``: scores only, and weighting, importance and pictures play no part.
         limits: on one image.
         png: which pictures.
         compute: where and how.
@@ -58,7 +58,7 @@ class HeatmapPlan:
     importance: np.ndarray | None
     weighting: Weighting
     geometry: Geometry
-    cells: HeatmapCells
+    cells: HeatmapCells | None
     limits: Limits
     png: PngConfig
     compute: ComputeConfig
@@ -98,7 +98,8 @@ def run_heatmaps(run: Run, plan: HeatmapPlan, listed: int) -> Work:
     started = time.monotonic()
     done = run.recover(listed)
     seconds = {} if done.all() else _score_and_explain(run, plan, done)
-    pictures_failed = render_selected(run, plan) if plan.png.selection.kind in ("top", "bottom") else 0
+    late = plan.cells is not None and plan.png.selection.kind in ("top", "bottom")
+    pictures_failed = render_selected(run, plan) if late else 0
     return Work(int((~done).sum()), time.monotonic() - started, seconds, pictures_failed)
 
 
@@ -107,9 +108,10 @@ def _score_and_explain(run: Run, plan: HeatmapPlan, done: np.ndarray) -> dict[st
     pools = cluster_pools(plan.compute)
     with Progress("images", int((~done).sum())) as progress:
         rows = manifest_rows(run.manifest, done, pools.batch, pools.task_cpus)
-        rows = fetched(rows, plan.geometry, plan.limits, plan.storage, plan.compute, pools, _pictures(plan))
+        pictures = _pictures(plan)
+        rows = fetched(rows, plan.geometry, plan.limits, plan.storage, plan.compute, pools, pictures)
         rows = rows.map_batches(
-            Explain,
+            Score if plan.cells is None else Explain,
             batch_format="pyarrow",
             batch_size=pools.batch,
             compute=ActorPoolStrategy(size=pools.scoring_actors, max_tasks_in_flight_per_actor=_BATCHES_IN_FLIGHT),
@@ -118,17 +120,15 @@ def _score_and_explain(run: Run, plan: HeatmapPlan, done: np.ndarray) -> dict[st
             fn_constructor_kwargs={
                 "source": plan.source,
                 "head": plan.head,
-                "importance": plan.importance,
-                "weighting": plan.weighting,
                 "preprocessing": plan.geometry.mode,
                 "device": plan.compute.device,
                 "threads": pools.scoring_threads,
-                "chunk": plan.compute.chunk,
                 "precision": plan.compute.precision,
                 "progress": progress.counter,
+                **_heatmap_options(plan),
             },
         )
-        if plan.png.selection.kind in ("all", "sample"):
+        if pictures is not None:
             rows = _rendered(rows, plan, pools)
         sink = RunSink(run, plan.cells, plan.metadata, plan.shard_rows)
         try:
@@ -138,12 +138,20 @@ def _score_and_explain(run: Run, plan: HeatmapPlan, done: np.ndarray) -> dict[st
     return dict(sink.totals)
 
 
+def _heatmap_options(plan: HeatmapPlan) -> dict[str, Any]:
+    if plan.cells is None:
+        return {}
+    return {"importance": plan.importance, "weighting": plan.weighting, "chunk": plan.compute.chunk}
+
+
 def _pictures(plan: HeatmapPlan) -> Pictures | None:
     selection = plan.png.selection
-    return Pictures(selection, plan.png.max_side) if selection.kind in ("all", "sample") else None
+    in_the_stream = plan.cells is not None and selection.kind in ("all", "sample")
+    return Pictures(selection, plan.png.max_side) if in_the_stream else None
 
 
 def _rendered(rows: Dataset, plan: HeatmapPlan, pools: Pools) -> Dataset:
+    assert plan.cells is not None
     render = Render(plan.cells, plan.weighting, plan.png.kind, plan.metadata)
     return rows.map_batches(render, batch_format="pyarrow", batch_size=None, num_cpus=pools.task_cpus)
 

@@ -44,7 +44,7 @@ class Prepared:
         plan: for the stages.
         run: the run folder, which may exist already.
         identity: what makes this run this run; a change of any of it is another run.
-        layer: that is ablated.
+        layer: that is ablated; ``None`` of a backbone that gives scores only.
         weights: of the backbone.
     """
 
@@ -52,25 +52,27 @@ class Prepared:
     plan: HeatmapPlan
     run: Run
     identity: dict[str, Any]
-    layer: LayerInfo
+    layer: LayerInfo | None
     weights: Weights
 
     def describe(self) -> str:
         """Say in a few lines what would be done."""
-        channels, height, width = self.layer.map_shape
         trained = f"UNTRAINED, random with seed {self.weights.seed}" if self.weights.untrained else self.weights.source
-        importance = self.config.importance or "each image's own, by exact ablation"
-        return "\n".join(
-            (
-                f"images      {self.config.images}",
-                f"backbone    {self.plan.source.spec.name} ({trained})",
-                f"layer       {self.layer.name}: {channels} maps of {height}×{width}, {self.layer.tail} tail",
-                f"head        {self.config.head}",
+        lines = [
+            f"images      {self.config.images}",
+            f"backbone    {self.plan.source.spec.name} ({trained})",
+            f"head        {self.config.head}",
+        ]
+        if self.plan.cells is not None:
+            assert self.layer is not None
+            channels, height, width = self.layer.map_shape
+            importance = self.config.importance or "each image's own, by exact ablation"
+            lines[2:2] = [f"layer       {self.layer.name}: {channels} maps of {height}×{width}, {self.layer.tail} tail"]
+            lines += [
                 f"importance  {importance}; {self.config.weighting} weights",
                 f"pictures    {self.config.png.select}, {self.config.png.kind}",
-                f"run         {self.run.folder.address}",
-            )
-        )
+            ]
+        return "\n".join([*lines, f"run         {self.run.folder.address}"])
 
     def check_existing(self) -> dict[str, Any] | None:
         """Return ``run.json`` if this run was set out before.
@@ -98,7 +100,7 @@ class Prepared:
             "run_id": self.run.run_id,
             "identity": self.identity,
             "backbone": self.plan.source.spec.name,
-            "layer": {"name": self.layer.name, "map_shape": list(self.layer.map_shape)},
+            "layer": {"name": self.layer.name, "map_shape": list(self.layer.map_shape)} if self.layer else None,
             "weights": self.weights.as_dict(),
             "untrained": self.weights.untrained,
             "versions": versions(),
@@ -115,12 +117,13 @@ def storage_of(config: StorageConfig) -> Storage:
     return Storage(**config.model_dump())
 
 
-def prepare_heatmaps(config: HeatmapsConfig, spec: BackboneSpec | None = None) -> Prepared:
+def prepare_heatmaps(config: HeatmapsConfig, spec: BackboneSpec | None = None, *, heatmaps: bool = True) -> Prepared:
     """Check everything that a heatmaps run needs, without listing or reading an image.
 
     Args:
         config: as configured.
         spec: a backbone's record to use instead of the registry's.
+        heatmaps: false for scores only, which every backbone gives.
 
     Raises:
         AisError: of the kind that fits: the head cannot be read, the backbone, weights or preprocessing are not those
@@ -133,15 +136,21 @@ def prepare_heatmaps(config: HeatmapsConfig, spec: BackboneSpec | None = None) -
         | ({"importance": absolute(config.importance)} if config.importance else {})
     )
     record, _ = read_record(config.head, storage)
-    model = resolve_model(config.backbone, config.preprocessing.mode, record, storage, spec)
+    model = find_model(config.backbone, config.preprocessing.mode, record, storage, spec, heatmaps=heatmaps)
     spec, layer, weights, mode = model.source.spec, model.layer, model.weights, model.preprocessing
     importance, importance_digest = None, None
     if config.importance:
         importance, made, importance_digest = load_importance(config.importance, storage)
+        assert isinstance(model, Model), "scores alone need no importance"
         made.check_belongs(model.importance_record(made.objective, record.sha256))
+    if layer is None and config.compute.precision != "float32":
+        raise ConfigError(
+            f"compute.precision: {config.compute.precision} is that of the trunk, and {spec.name} is not cut into "
+            "trunk and tail; set float32"
+        )
     config = config.model_copy(
         update={
-            "backbone": BackboneOverrides(**{**model.backbone.model_dump(), "layer": layer.name}),
+            "backbone": BackboneOverrides(**{**model.backbone.model_dump(), "layer": layer.name if layer else None}),
             "preprocessing": config.preprocessing.model_copy(update={"mode": mode}),
         }
     )
@@ -149,15 +158,21 @@ def prepare_heatmaps(config: HeatmapsConfig, spec: BackboneSpec | None = None) -
         "images": config.images,
         "backbone": spec.name,
         "weights": weights.fingerprint,
-        "layer": layer.name,
+        "layer": layer.name if layer else None,
         "preprocessing": preprocessing_fingerprint(spec, mode),
         "head": record.sha256,
-        "importance": importance_digest,
-        "weighting": config.weighting,
         "precision": config.compute.precision,
         "limits": config.limits.model_dump(),
-        "png": config.png.model_dump(),
     }
+    cells = None
+    if heatmaps:
+        assert layer is not None
+        cells = HeatmapCells((layer.map_shape[1], layer.map_shape[2]), layer.extent, spec.input_size)
+        identity |= {
+            "importance": importance_digest,
+            "weighting": config.weighting,
+            "png": config.png.model_dump(),
+        }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     run = Run.at(config.output, config.run_id or f"{spec.name}-{digest[:12]}", storage)
     plan = HeatmapPlan(
@@ -166,34 +181,41 @@ def prepare_heatmaps(config: HeatmapsConfig, spec: BackboneSpec | None = None) -
         importance=None if importance is None else importance.astype(np.float32),
         weighting=config.weighting,
         geometry=geometry_of(spec, mode),
-        cells=HeatmapCells((layer.map_shape[1], layer.map_shape[2]), layer.extent, spec.input_size),
+        cells=cells,
         limits=Limits(**config.limits.model_dump()),
         png=config.png,
         compute=config.compute,
         storage=storage,
         shard_rows=config.shard_rows,
-        metadata=_metadata(run, spec, layer, weights, record.sha256, config.weighting),
+        metadata=_metadata(run, spec, layer, weights, record.sha256, config.weighting if heatmaps else None),
     )
     return Prepared(config, plan, run, identity, layer, weights)
 
 
 @dataclass(frozen=True)
-class Model:
-    """A backbone, its weights and its layer, found and checked.
+class ScoringModel:
+    """A backbone and its weights, found and checked.
 
     Args:
         source: for actors to load it from.
         backbone: the configuration with everything filled in.
-        layer: that is ablated.
+        layer: that is ablated; ``None`` of a backbone that gives scores only.
         weights: of the backbone.
         preprocessing: ``"center_crop"`` or ``"letterbox"``.
     """
 
     source: BackboneSource
     backbone: BackboneConfig
-    layer: LayerInfo
+    layer: LayerInfo | None
     weights: Weights
     preprocessing: str
+
+
+@dataclass(frozen=True)
+class Model(ScoringModel):
+    """A backbone that can be explained: it has a layer."""
+
+    layer: LayerInfo
 
     def importance_record(self, objective: str, head: str | None) -> ImportanceRecord:
         """What an AIS of this model belongs to."""
@@ -210,6 +232,21 @@ def resolve_model(
     storage: Storage,
     spec: BackboneSpec | None = None,
 ) -> Model:
+    """As `find_model`, of a backbone that gives heatmaps."""
+    model = find_model(given, preprocessing, record, storage, spec)
+    assert isinstance(model, Model)
+    return model
+
+
+def find_model(
+    given: BackboneOverrides,
+    preprocessing: str | None,
+    record: HeadRecord | None,
+    storage: Storage,
+    spec: BackboneSpec | None = None,
+    *,
+    heatmaps: bool = True,
+) -> ScoringModel:
     """Find backbone, weights, layer and preprocessing: as configured, and for the rest as the head was trained.
 
     Args:
@@ -218,6 +255,7 @@ def resolve_model(
         record: of the head; ``None`` where no head is used.
         storage: how to reach the weights.
         spec: a backbone's record to use instead of the registry's.
+        heatmaps: whether it has to give them; the result is then a `Model`.
 
     Raises:
         BackboneError: there is no such backbone or layer, or it gives no heatmaps.
@@ -235,30 +273,40 @@ def resolve_model(
     mode = preprocessing or (record.preprocessing if record else "center_crop")
     spec = spec or get_spec(backbone.name)
     layer = inspect_layer(spec, backbone.layer)
-    if layer is None:
+    if layer is None and heatmaps:
         raise BackboneError(f"backbone.name: {spec.name} gives no heatmaps: {spec.refuses_heatmaps}")
     found, _ = resolve_weights(spec, backbone.weights, backbone.seed, backbone.sha256, storage)
     if record is not None:
         check_record(record, spec.name, found.fingerprint, mode)
     source = BackboneSource(
-        spec, layer.name, backbone.weights, backbone.seed, backbone.sha256, found.fingerprint, storage
+        spec,
+        layer.name if layer else None,
+        backbone.weights,
+        backbone.seed,
+        backbone.sha256,
+        found.fingerprint,
+        storage,
     )
+    if layer is None:
+        return ScoringModel(source, backbone, layer, found, mode)
     return Model(source, backbone, layer, found, mode)
 
 
 def _metadata(
-    run: Run, spec: BackboneSpec, layer: LayerInfo, weights: Weights, head: str, weighting: str
+    run: Run, spec: BackboneSpec, layer: LayerInfo | None, weights: Weights, head: str, weighting: str | None
 ) -> dict[str, str]:
     metadata = {
         "ais.run_id": run.run_id,
         "ais.backbone": spec.name,
-        "ais.layer": layer.name,
         "ais.weights": weights.source,
         "ais.weights_fingerprint": weights.fingerprint,
         "ais.head": head,
-        "ais.weighting": weighting,
         "ais.version": version("ais"),
     }
+    if layer is not None:
+        metadata["ais.layer"] = layer.name
+    if weighting is not None:
+        metadata["ais.weighting"] = weighting
     if weights.untrained:
         metadata["ais.untrained"] = f"the backbone has random weights, seed {weights.seed}"
     return metadata

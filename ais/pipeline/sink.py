@@ -22,7 +22,7 @@ from ais.placement import HeatmapCells
 from ais.runs import ERRORS_SCHEMA, Run, results_schema, write_table
 
 _CACHE_PART_ROWS = 1024
-TIMED = ("fetch_s", "decode_s", "explain_s", "render_s")
+TIMED = ("fetch_s", "decode_s", "score_s", "explain_s", "render_s")
 
 
 class RunSink(Datasink[dict[str, float]]):
@@ -34,12 +34,12 @@ class RunSink(Datasink[dict[str, float]]):
 
     Args:
         run: where to.
-        cells: of the heatmaps.
+        cells: of the heatmaps; ``None``: scores only.
         metadata: carried by every shard.
         shard_rows: images in one shard.
     """
 
-    def __init__(self, run: Run, cells: HeatmapCells, metadata: dict[str, str], shard_rows: int) -> None:
+    def __init__(self, run: Run, cells: HeatmapCells | None, metadata: dict[str, str], shard_rows: int) -> None:
         self._run = run
         self._cells = cells
         self._metadata = metadata
@@ -69,20 +69,21 @@ class RunSink(Datasink[dict[str, float]]):
         return {column: float(pc.sum(table[column]).as_py()) for column in TIMED if column in table.column_names}
 
     def _results(self, good: pa.Table, shard: str | None) -> pa.Table:
-        heatmaps = unpack(good["heatmap"], self._cells.shape, np.float32)
+        schema = results_schema(self._cells.shape if self._cells else None, self._metadata)
         boxes = unpack(good["box"], (4,), np.float32)
-        schema = results_schema(self._cells.shape, self._metadata)
-        pngs: pa.Array | pa.ChunkedArray = pa.nulls(good.num_rows, pa.string())
-        if shard is not None:
-            pngs = pc.if_else(pc.is_valid(good["png"]), shard, None)
-        table = replace(
-            good,
-            [],
-            box=pa.FixedSizeListArray.from_arrays(pa.array(boxes.ravel()), 4),
-            heatmap_box=pa.FixedSizeListArray.from_arrays(pa.array(self._cells.on_originals(boxes).ravel()), 4),
-            heatmap=pa.FixedShapeTensorArray.from_numpy_ndarray(heatmaps),
-            png=pngs,
-        )
+        table = replace(good, [], box=pa.FixedSizeListArray.from_arrays(pa.array(boxes.ravel()), 4))
+        if self._cells is not None:
+            heatmaps = unpack(good["heatmap"], self._cells.shape, np.float32)
+            pngs: pa.Array | pa.ChunkedArray = pa.nulls(good.num_rows, pa.string())
+            if shard is not None:
+                pngs = pc.if_else(pc.is_valid(good["png"]), shard, None)
+            table = replace(
+                table,
+                [],
+                heatmap_box=pa.FixedSizeListArray.from_arrays(pa.array(self._cells.on_originals(boxes).ravel()), 4),
+                heatmap=pa.FixedShapeTensorArray.from_numpy_ndarray(heatmaps),
+                png=pngs,
+            )
         return pa.table([table[field.name].cast(field.type) for field in schema], schema=schema)
 
     def on_write_complete(self, write_result: WriteResult[dict[str, float]]) -> None:
