@@ -431,6 +431,51 @@ def _repeated(values: Sequence[str]) -> str | None:
     return next((value for index, value in enumerate(values) if value in values[:index]), None)
 
 
+class ConvertConfig(_Section):
+    """A published data set, made into a table of ratings or a similarity matrix."""
+
+    dataset: Literal["ava", "koniq10k", "aigciqa2023", "peterson"] = Field(
+        description="Which one: ratings of AVA, KonIQ-10k or AIGCIQA2023, or similarities of Peterson et al. (2018).",
+        examples=["koniq10k"],
+    )
+    source: Text = Field(
+        description="Folder of the data set as it was unpacked, or its file of ratings or similarities.",
+        examples=["koniq10k"],
+    )
+    output: Text = Field(
+        description="Where the table of ratings goes, .csv or .parquet; for peterson the matrix, .npz or .csv.",
+        examples=["ratings.csv"],
+    )
+    images: Text | None = Field(
+        default=None,
+        description="Folder of the images; for peterson also a list in the order of the matrix. null: where the data"
+        " set keeps them below source.",
+    )
+    aspect: Literal["quality", "authenticity", "correspondence"] | None = Field(
+        default=None, description="For aigciqa2023: what was rated; null: quality."
+    )
+    order: Literal["name", "number"] | None = Field(
+        default=None,
+        description="For peterson: order of the images in the matrix, by name as text or by the number in it; null:"
+        " refused where the two differ.",
+    )
+    missing: Literal["error", "skip"] = Field(
+        default="error", description="Rated images that are not there: refused, or left out and counted."
+    )
+    storage: StorageConfig = StorageConfig()
+
+    def _conflicts(self) -> Iterator[_Conflict]:
+        for key, dataset in (("aspect", "aigciqa2023"), ("order", "peterson")):
+            if getattr(self, key) is not None and self.dataset != dataset:
+                yield _Conflict((key, "dataset"), f"{_show(getattr(self, key))} goes only with dataset={dataset}")
+        suffixes = (".npz", ".csv") if self.dataset == "peterson" else (".csv", ".parquet")
+        if not self.output.endswith(suffixes):
+            yield _Conflict(
+                ("output", "dataset"),
+                f"{_show(self.output)} has to end with {' or '.join(suffixes)}, which says the format",
+            )
+
+
 class ImportanceConfig(_Section):
     """The AIS of every feature map over a set of images."""
 

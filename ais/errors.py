@@ -33,6 +33,10 @@ class RatingsError(AisError):
     """A table of ratings cannot be used as it is."""
 
 
+class DatasetError(AisError):
+    """The files of a published data set are not as they are published."""
+
+
 class RunError(AisError):
     """A run folder is inconsistent, or a run did not account for every image."""
 
