@@ -12,12 +12,13 @@ import io
 import json
 import os
 import re
+import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, NamedTuple, NoReturn, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, NoReturn, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -52,6 +53,7 @@ class _ConflictError(ValueError):
 class _Section(BaseModel):
     # Strict: true is no integer and "3" no number; an integer where a number is wanted is fine.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    EXAMPLE: ClassVar[tuple[str, ...]] = ()  # overrides beside the required keys, in the example of --help
 
     def _conflicts(self) -> Iterator[_Conflict]:
         """Yield each rule over several keys of this section that the values break."""
@@ -257,9 +259,7 @@ class PngConfig(_Section):
 class RatingsConfig(_Section):
     """The rated images."""
 
-    path: Text = Field(
-        description="Address of the table of ratings, CSV or Parquet.", examples=["s3://bucket/ratings.csv"]
-    )
+    path: Text = Field(description="Address of the table of ratings, CSV or Parquet.", examples=["ratings.csv"])
     image_column: Text = Field(default="image", description="Column of image addresses, absolute or relative to root.")
     score_column: Text = Field(default="score", description="Column of ratings.")
     split_column: Text = Field(
@@ -352,14 +352,14 @@ class HeatmapsConfig(_Section):
 
     images: Text = Field(
         description="Folder (walked through), glob, or CSV or Parquet list with a uri column; any fsspec address.",
-        examples=["s3://bucket/images"],
+        examples=["photos"],
     )
-    output: Text = Field(description="Where the run folder goes: OUTPUT/runs/RUN_ID.", examples=["s3://bucket/output"])
+    output: Text = Field(description="Where the run folder goes: OUTPUT/runs/RUN_ID.", examples=["out"])
     run_id: Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] | None = Field(
         default=None,
         description="Name of the run; the same name continues it. null: derived from the configuration.",
     )
-    head: Text = Field(description="Address of the head bundle.", examples=["s3://bucket/heads/first"])
+    head: Text = Field(description="Address of the head bundle.", examples=["heads/first"])
     importance: Text | None = Field(
         default=None,
         description="Address of an AIS, one value per feature map; null: the prediction AIS of each image.",
@@ -381,7 +381,7 @@ class TrainConfig(_Section):
     """A head, fitted to ratings."""
 
     ratings: RatingsConfig
-    output: Text = Field(description="Where the head bundle goes.", examples=["s3://bucket/heads/first"])
+    output: Text = Field(description="Where the head bundle goes.", examples=["heads/first"])
     cache: Text | None = Field(
         default=None, description="Where embeddings are cached; null: the folder embeddings beside output."
     )
@@ -401,10 +401,10 @@ class CompareConfig(_Section):
     runs: Texts = Field(
         min_length=2,
         description="Folders of complete runs over the same images, OUTPUT/runs/RUN_ID; every two are compared.",
-        examples=["[s3://bucket/output/runs/first,s3://bucket/output/runs/second]"],
+        examples=["[out/runs/first,out/runs/second]"],
     )
     names: Texts | None = Field(default=None, description="What to call the runs, in their order; null: run ids.")
-    output: Text = Field(description="Folder for tables and pictures.", examples=["s3://bucket/agreement"])
+    output: Text = Field(description="Folder for tables and pictures.", examples=["agreement"])
     # The window of structural similarity is 11 cells wide.
     resolution: Annotated[int, Field(ge=16, le=512)] = Field(
         default=32,
@@ -479,12 +479,13 @@ class ConvertConfig(_Section):
 class ImportanceConfig(_Section):
     """The AIS of every feature map over a set of images."""
 
+    EXAMPLE = ("ratings=ratings.csv", "head=heads/first")
     objective: Literal["prediction", "error", "similarity"] = Field(
         description="prediction: effect on the score; error: effect on the error against ratings; similarity: effect on"
         " the agreement with a human similarity matrix.",
         examples=["error"],
     )
-    output: Text = Field(description="Where the bundle goes.", examples=["s3://bucket/importance/first"])
+    output: Text = Field(description="Where the bundle goes.", examples=["importance/first"])
     images: Text | None = Field(
         default=None,
         description="For prediction: a folder, glob or list. For similarity: a list, in the order of the matrix.",
@@ -530,10 +531,8 @@ class ValidateConfig(_Section):
     """Whether the heatmaps of a head are true."""
 
     ratings: RatingsConfig
-    head: Text = Field(description="Address of the head bundle.", examples=["s3://bucket/heads/first"])
-    output: Text = Field(
-        description="Folder for figures, pictures and the verdict.", examples=["s3://bucket/validation/first"]
-    )
+    head: Text = Field(description="Address of the head bundle.", examples=["heads/first"])
+    output: Text = Field(description="Folder for figures, pictures and the verdict.", examples=["validation/first"])
     held_out: bool = Field(
         default=True,
         description="Use only those rated images that are in the head's test split; false: all, for ratings of images"
@@ -570,6 +569,7 @@ class ValidateConfig(_Section):
 class DemoConfig(_Section):
     """The demo: planted images, a head fitted to them, the heatmaps job, and how well it points."""
 
+    EXAMPLE = ("output=demo",)
     output: Text = Field(default="demo", description="Folder for everything that the demo writes.")
     planted: PlantedConfig = PlantedConfig()
     backbone: BackboneConfig = BackboneConfig(name="barlow_twins", weights="random", seed=0)
@@ -594,20 +594,35 @@ class Loaded(Generic[ConfigT]):
 def load_config(model: type[ConfigT], argv: Sequence[str], *, doc: str) -> Loaded[ConfigT]:
     """Read a job's command line: ``[--config FILE] [--dry-run] [key=value ...]`` or ``--help``.
 
-    Overrides beat the file, a later override beats an earlier one. ``--help`` prints ``doc``, an example and
-    every key of ``model``.
+    Overrides beat the file, a later override beats an earlier one. ``--help`` prints an example, ``doc`` and the
+    keys of ``model`` on one screen, ``--help NAME`` everything about a key or a section, ``--help-all`` all of it.
 
     Raises:
         ConfigError: anything is wrong with the flags, the file or a value; all problems are listed.
         SystemExit: with code 0, after ``--help``.
     """
-    if {"--help", "-h"} & set(argv):
-        print(_help(model, doc))
+    if (text := _help_wanted(model, argv, doc)) is not None:
+        print(text)
         raise SystemExit(0)
     arguments = _read_arguments(argv)
     text, source = ("", "") if arguments.file is None else (_read_text(arguments.file), arguments.file)
     config = parse_config(model, text, arguments.overrides, source=source)
     return Loaded(config, arguments.dry_run)
+
+
+def _help_wanted(model: type[_Section], argv: Sequence[str], doc: str) -> str | None:
+    """What to print if the command line asks for help, whatever else is on it."""
+    if "--help-all" in argv:
+        return _help_all(model)
+    for index, argument in enumerate(argv):
+        name = argument.partition("=")[2]
+        if argument in ("--help", "-h"):
+            following = argv[index + 1] if index + 1 < len(argv) else "-"
+            name = "" if following.startswith("-") or "=" in following else following
+        elif not argument.startswith("--help="):
+            continue
+        return _help_about(model, name) if name else _help(model, doc)
+    return None
 
 
 def parse_config(
@@ -721,7 +736,7 @@ def _read_arguments(argv: Sequence[str]) -> _Arguments:
             files.append(argument.removeprefix("--config="))
         elif argument.startswith("-"):
             hint = f"; write {argument.lstrip('-')}" if "=" in argument else ""
-            flags = "the flags are --config FILE, --dry-run and --help"
+            flags = "the flags are --config FILE, --dry-run, --help [NAME] and --help-all"
             problems.append(f"{argument}: unknown flag{hint}; {flags} (command line)")
         else:
             overrides.append(argument)
@@ -967,33 +982,95 @@ def _show(value: object) -> str:
 
 def _config_error(problems: Sequence[str]) -> ConfigError:
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return ConfigError("\n".join([f"{count} in the configuration (--help lists every key):", *problems]))
+    return ConfigError("\n".join([f"{count} in the configuration (--help-all lists every key):", *problems]))
 
 
 _HELP_WIDTH = 110
+_HELP_LINES = 40  # a screen
 
 
-def _help(model: type[BaseModel], doc: str) -> str:
+def _help(model: type[_Section], doc: str) -> str:
+    """One screen: an example, what the job does, its flags and keys, a line each."""
     keys = _keys(model)
-    program = f"python {os.path.relpath(sys.argv[0])}"
-    required = [f"{name}={key.example}" for name, key in keys.items() if key.is_required]
+    own = [name for name, key in keys.items() if key.is_required or "." not in name]
+    own.sort(key=lambda name: not keys[name].is_required)
+    sections = _sections(keys)
+    width = max(len(name) for name in [*own, *(f"{section}.*" for section in sections)])
     lines = [
-        " \\\n".join(["Example:  " + program, *(f"            {override}" for override in required)]),
-        f"Usage:    {program} [--config FILE] [--dry-run] [key=value ...]",
+        *_usage(model, keys),
         "",
         doc.strip(),
         "",
         "  --config FILE   read the configuration from a YAML file; key=value beats the file",
         "  --dry-run       print the resolved configuration and what would be done, and do nothing",
-        "  --help          print this",
+        "  --help NAME     everything about one key or one section; --help-all: about all of them",
+        "",
     ]
-    for section in ["", *_sections(keys)]:
-        lines += ["", f"{section}: {model.model_fields[section].annotation.__doc__}" if section else "Keys:"]
-        for name, key in keys.items():
-            if name.rpartition(".")[0] != section:
-                continue
-            default = "REQUIRED" if key.is_required else _show(key.default)
-            lines.append(f"  {name} ({key.expected}): {default}")
-            indent = " " * 6
-            lines += textwrap.wrap(key.description, _HELP_WIDTH, initial_indent=indent, subsequent_indent=indent)
+    for name in own:
+        default = "REQUIRED" if keys[name].is_required else _show(keys[name].default)
+        lines.append(_shortened(f"  {name:<{width}}  {default:<10}  {keys[name].description}"))
+    listed = []
+    for name in sections:
+        number = sum(key.startswith(f"{name}.") for key in keys)
+        count = f"{number} key{'s' if number > 1 else ''}"
+        listed.append(
+            _shortened(f"  {name + '.*':<{width}}  {count:<10}  {model.model_fields[name].annotation.__doc__}")
+        )
+    if len("\n".join([*lines, *listed]).splitlines()) >= _HELP_LINES:
+        listed = textwrap.wrap(f"Sections: {', '.join(f'{name}.*' for name in sections)}", _HELP_WIDTH)
+    lines += ["", *listed]
     return "\n".join(lines)
+
+
+def _usage(model: type[_Section], keys: Mapping[str, _Key]) -> list[str]:
+    program = f"python {os.path.relpath(sys.argv[0])}"
+    required = [f"{name}={key.example}" for name, key in keys.items() if key.is_required]
+    required = [shlex.quote(override) for override in [*required, *model.EXAMPLE]]
+    example = " ".join(["Example:  " + program, *required])
+    if len(example) > _HELP_WIDTH:
+        example = " \\\n            ".join(["Example:  " + program, *required])
+    return [example, f"Usage:    {program} [--config FILE] [--dry-run] [key=value ...]"]
+
+
+def _shortened(line: str) -> str:
+    return line if len(line) <= _HELP_WIDTH else line[: _HELP_WIDTH - 1].rpartition(" ")[0].rstrip(",;:") + "…"
+
+
+def _help_all(model: type[_Section]) -> str:
+    """Every key with what it takes, its default and its meaning."""
+    keys = _keys(model)
+    parts = [
+        "\n".join(_usage(model, keys)),
+        *(_help_section(model, keys, section) for section in ["", *_sections(keys)]),
+    ]
+    return "\n\n".join(parts)
+
+
+def _help_about(model: type[BaseModel], name: str) -> str:
+    """Everything about one key or one section.
+
+    Raises:
+        ConfigError: there is no such name.
+    """
+    keys = _keys(model)
+    name = name.removesuffix(".*")
+    if name in _sections(keys):
+        return _help_section(model, keys, name)
+    if name in keys:
+        return _help_key(name, keys[name])
+    near = difflib.get_close_matches(name, _sections(keys), n=1)
+    hint = f"did you mean {near[0]}?" if near else _suggest_key(name, keys)
+    raise _config_error([f"--help {name}: no key and no section; {hint} (command line)"])
+
+
+def _help_section(model: type[BaseModel], keys: Mapping[str, _Key], section: str) -> str:
+    heading = f"{section}: {model.model_fields[section].annotation.__doc__}" if section else "Keys:"
+    own = [_help_key(name, key) for name, key in keys.items() if name.rpartition(".")[0] == section]
+    return "\n".join([heading, *own])
+
+
+def _help_key(name: str, key: _Key) -> str:
+    default = "REQUIRED" if key.is_required else _show(key.default)
+    indent = " " * 6
+    meaning = textwrap.wrap(key.description, _HELP_WIDTH, initial_indent=indent, subsequent_indent=indent)
+    return "\n".join([f"  {name} ({key.expected}): {default}", *meaning])

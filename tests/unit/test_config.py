@@ -1,6 +1,10 @@
 """Configurations as a user writes them: files, overrides, mistakes and help. Nothing is faked."""
 
 import hashlib
+import importlib
+import inspect
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +19,7 @@ from ais.config import (
     HeatmapsConfig,
     PngSelection,
     TrainConfig,
+    _keys,
     config_fingerprint,
     load_config,
     parse_config,
@@ -148,8 +153,8 @@ def test_every_problem_is_listed_with_key_value_choices_and_origin():
 
 def test_missing_keys_name_an_example():
     assert problems(TrainConfig) == [
-        "ratings.path: required and not given; expected text, for example ratings.path=s3://bucket/ratings.csv",
-        "output: required and not given; expected text, for example output=s3://bucket/heads/first",
+        "ratings.path: required and not given; expected text, for example ratings.path=ratings.csv",
+        "output: required and not given; expected text, for example output=heads/first",
         "backbone.name: required and not given; expected text, for example backbone.name=resnet152",
     ]
 
@@ -307,7 +312,7 @@ def test_unreadable_files(tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--dry"], "--dry: unknown flag; the flags are --config FILE, --dry-run and --help"),
+        (["--dry"], "--dry: unknown flag; the flags are --config FILE, --dry-run, --help [NAME] and --help-all"),
         (["--output=x"], "--output=x: unknown flag; write output=x; the flags are"),
         (["-v"], "-v: unknown flag"),
         (["--config"], "--config: expected the path of a YAML file after it, got nothing"),
@@ -320,36 +325,82 @@ def test_flags(argv, message):
     assert str(caught.value).splitlines()[1].startswith(message)
 
 
-@pytest.mark.parametrize("model", [HeatmapsConfig, TrainConfig, DemoConfig])
-def test_help_lists_every_key(model, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["jobs/job.py"])
+JOBS = {
+    path.stem: importlib.import_module(f"jobs.{path.stem}")
+    for path in sorted((CONFIGS.parent / "jobs").glob("*.py"))
+    if path.stem != "__init__"
+}
+
+
+def help_of(model, argv, capsys):
+    """What a command line prints and exits with 0."""
     with pytest.raises(SystemExit) as caught:
-        load_config(model, ["nonsense", "--help"], doc="\nWhat the job does.\n")
+        load_config(model, argv, doc="\nWhat the job does.\n")
     assert caught.value.code == 0
-    lines = capsys.readouterr().out.splitlines()
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_help_fits_a_screen_and_leads_with_an_example_that_works(job, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [f"jobs/{job}.py"])
+    with pytest.raises(SystemExit) as caught:
+        JOBS[job].main(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    lines = text.splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 120
+    assert lines[0].startswith(f"Example:  python jobs/{job}.py ")
+    example = shlex.split(text[: text.index("Usage:")].replace("\\\n", " "))[3:]
+    model = next(
+        value
+        for name, value in vars(JOBS[job]).items()
+        if name.endswith("Config") and f"load_config({name}," in inspect.getsource(JOBS[job].main)
+    )
+    parse_config(model, "", example)
+    for name, key in _keys(model).items():
+        section = name.rpartition(".")[0]
+        assert re.search(rf"^  {re.escape(name)} ", text, re.MULTILINE) or (
+            not key.is_required and re.search(rf"\b{section}\.\*", text)
+        ), name
+
+
+@pytest.mark.parametrize("model", [HeatmapsConfig, TrainConfig, DemoConfig])
+def test_help_all_lists_every_key(model, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["jobs/job.py"])
+    lines = help_of(model, ["nonsense", "--help-all"], capsys).splitlines()
     assert lines[0].startswith("Example:  python jobs/job.py")
-    assert "What the job does." in lines
     assert max(map(len, lines)) <= 110
 
     names = []
     for name, field in model.model_fields.items():
         section = getattr(field.annotation, "model_fields", None)
         names += [f"{name}.{leaf}" for leaf in section] if section else [name]
-    documented = [line.split()[0] for line in lines if line.startswith("  ") and line[2].isalpha()]
+    documented = [line.split()[0] for line in lines if re.match(r"  [a-z][\w.]* \(", line)]
     assert sorted(documented) == sorted(names)
 
 
 def test_help_shows_types_defaults_and_what_is_required(capsys):
-    with pytest.raises(SystemExit):
-        load_config(TrainConfig, ["-h"], doc="")
-    text = capsys.readouterr().out
+    text = help_of(TrainConfig, ["--help-all"], capsys)
     assert "  output (text): REQUIRED\n      Where the head bundle goes." in text
     assert '  compute.device (one of auto, cpu, cuda): "auto"' in text
     assert "  fit.workers (whole number >= 1 or null): null" in text
     assert "fit: Fitting the head.\n" in text
-    # The example is a command that works.
-    example = text[: text.index("Usage:")].replace("\\\n", " ").split()[3:]
-    assert parse_config(TrainConfig, "", example).backbone.name == "resnet152"
+
+
+def test_help_about_one_section_or_key(capsys):
+    everything = help_of(TrainConfig, ["--help-all"], capsys)
+    for argv in (["--help", "fit"], ["--help=fit"], ["-h", "fit", "output=x"], ["--help", "fit.*"]):
+        text = help_of(TrainConfig, argv, capsys)
+        assert text.startswith("fit: Fitting the head.\n  fit.epochs (whole number >= 1): 300\n")
+        assert text.strip() in everything
+    assert help_of(TrainConfig, ["--help", "output"], capsys) == (
+        "  output (text): REQUIRED\n      Where the head bundle goes.\n"
+    )
+    for argv in (["-h"], ["--help", "output=x"], ["--help", "--dry-run"], ["output=x", "--help"]):
+        assert help_of(TrainConfig, argv, capsys).startswith("Example:")
+    with pytest.raises(ConfigError, match=r"--help fitt.seed: no key and no section; did you mean fit.seed?"):
+        load_config(TrainConfig, ["--help", "fitt.seed"], doc="")
 
 
 def test_the_environment_changes_nothing(monkeypatch):
