@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -16,9 +16,12 @@ from ais.errors import BackboneError
 from ais.heads import HeadEnsemble, RegressionHead, as_ensemble, check_belongs
 from ais.heatmaps import Weighting, heatmap_boxes, heatmap_weights, weighted_maps
 from ais.images import Geometry, as_rgb_array
+from ais.picture import Explained, Picture, draw
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+_SHOWN = 8
 
 
 class ScoreModel(nn.Module):
@@ -48,6 +51,10 @@ class Explanation:
         heatmaps: ``(B, h, w)`` at the layer's resolution.
         boxes: ``(B, 4)`` left, top, right, bottom of what the model saw, in pixels of each original image.
         heatmap_boxes: ``(B, 4)`` the same of the heatmaps' cells, see `ais.heatmaps.heatmap_boxes`.
+        weighting: with which the heatmaps were made.
+        backbone: name and layer, for people.
+        untrained: whether the backbone's weights are random.
+        images: the B images as they were given, not copied; empty where only their preprocessed pixels were known.
     """
 
     scores: Tensor
@@ -58,6 +65,49 @@ class Explanation:
     heatmaps: Tensor
     boxes: Tensor
     heatmap_boxes: Tensor
+    weighting: Weighting = "positive"
+    backbone: str = ""
+    untrained: bool = False
+    images: tuple[Image | np.ndarray, ...] = ()
+
+    def show(self, images: Sequence[int] | None = None, *, side: int = 256) -> Picture:
+        """Draw images, heatmaps and both side by side, with scores and the size of one cell to scale.
+
+        The last expression of a notebook's cell shows itself; elsewhere, ``show().save("picture.png")``. Needs neither
+        IPython nor matplotlib.
+
+        Args:
+            images: which of the B, by position; the first eight by default.
+            side: longest side of each view in pixels.
+
+        Raises:
+            ValueError: the images are not known, there is no such position, or none is asked for.
+        """
+        if not self.images:
+            raise ValueError(
+                "this explanation was made of preprocessed pixels and does not know its images; "
+                "show what Explainer(...)(images) returns"
+            )
+        chosen = range(min(len(self.images), _SHOWN)) if images is None else images
+        if not chosen or not all(0 <= index < len(self.images) for index in chosen):
+            raise ValueError(f"images={list(chosen)}: give at least one position from 0 to {len(self.images) - 1}")
+        explained = [
+            Explained(
+                as_rgb_array(self.images[index]),
+                float(self.scores[index]),
+                float(self.score_stds[index]),
+                self.heatmaps[index].numpy(),
+                self.boxes[index].numpy(),
+                self.heatmap_boxes[index].numpy(),
+            )
+            for index in chosen
+        ]
+        caption = (
+            self.backbone
+            if images is not None or len(chosen) == len(self.images)
+            else (f"{self.backbone}; the first {len(chosen)} of {len(self.images)} images")
+        )
+        return draw(explained, self.weighting, caption, untrained=self.untrained, side=side)
 
 
 class Explainer:
@@ -140,8 +190,9 @@ class Explainer:
         joined: dict[str, Any] = {}
         for field in fields(Explanation):
             values = [getattr(part, field.name) for part in parts]
-            joined[field.name] = None if values[0] is None else torch.cat(values)
-        return Explanation(**joined)
+            if isinstance(values[0], Tensor):
+                joined[field.name] = torch.cat(values)
+        return replace(parts[0], **joined, images=tuple(images))
 
     @torch.inference_mode()
     def score_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -194,6 +245,9 @@ class Explainer:
             heatmaps=heatmaps.cpu(),
             boxes=boxes.cpu(),
             heatmap_boxes=torch.from_numpy(heatmap_boxes(boxes.numpy(force=True), layer.extent, pixels.shape[1])),
+            weighting=self.weighting,
+            backbone=f"{self.backbone.spec.name}, layer {layer.name}",
+            untrained=self.backbone.untrained,
         )
 
     def _pixels(self, images: Sequence[Image | np.ndarray]) -> tuple[Tensor, Tensor]:

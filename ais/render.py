@@ -7,7 +7,6 @@ uint8 RGB. Equal input gives equal bytes.
 
 import io
 from collections.abc import Mapping
-from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -15,11 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from ais.colours import colours
+
 Weighting = Literal["positive", "signed"]
 
-# Both are safe for the colour-blind, and on neither is a grey as dark as _NOT_LOOKED_AT.
-_COLOUR_MAPS = {"positive": "plasma", "signed": "RdBu_r"}
-_NOT_LOOKED_AT = 96
+NOT_LOOKED_AT = 96  # a grey as dark is on neither colour map
 _DIMMED_TO = 0.35
 _GAP_PX = 4
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
@@ -39,11 +38,11 @@ def colorize(heatmap: NDArray[np.float32], weighting: Weighting) -> NDArray[np.u
         ValueError: the heatmap is not ``(H, W)`` or leaves its range.
     """
     _check_heatmap(heatmap, weighting)
-    colours = _colours(weighting)
+    table = colours(weighting)
     lowest = 0 if weighting == "positive" else -1
     share = (np.nan_to_num(heatmap) - lowest) / (1 - lowest)
-    picture = colours[np.rint(share * (len(colours) - 1)).astype(np.uint8)]
-    picture[np.isnan(heatmap)] = _NOT_LOOKED_AT
+    picture = table[np.rint(share * (len(table) - 1)).astype(np.uint8)]
+    picture[np.isnan(heatmap)] = NOT_LOOKED_AT
     return picture
 
 
@@ -160,15 +159,6 @@ def fit_within(image: NDArray[np.uint8], max_side: int) -> NDArray[np.uint8]:
     scale = max_side / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
-
-
-@cache
-def _colours(weighting: Weighting) -> NDArray[np.uint8]:
-    """``(255, 3)``: an odd number, so that zero has a colour of its own in the middle of a diverging map."""
-    from matplotlib import colormaps  # costs more than all other imports here; pyplot is never needed
-
-    shares = colormaps[_COLOUR_MAPS[weighting]].resampled(255)(np.arange(255))[:, :3]
-    return np.rint(255 * shares).astype(np.uint8)
 
 
 def _check_heatmap(heatmap: NDArray[np.float32], weighting: Weighting) -> None:
