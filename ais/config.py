@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, NoReturn, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ais.errors import AisError, ConfigError
 
@@ -171,6 +171,39 @@ class LimitsConfig(_Section):
     )
 
 
+@dataclass(frozen=True)
+class PoolSize:
+    """How many actors a stage has, as ``compute.scoring_actors`` says: ``least`` to ``most``."""
+
+    least: int
+    most: int
+
+    @classmethod
+    def parse(cls, text: str) -> "PoolSize":
+        """Read ``N`` (N ≥ 1) or ``MIN..MAX`` (1 ≤ MIN ≤ MAX).
+
+        Raises:
+            ValueError: ``text`` is none of these.
+        """
+        if match := re.fullmatch(r"([1-9][0-9]{0,5})(?:\.\.([1-9][0-9]{0,5}))?", text):
+            size = cls(int(match[1]), int(match[2] or match[1]))
+            if size.least <= size.most:
+                return size
+        raise ValueError(
+            f"expected a whole number >= 1, or MIN..MAX (whole numbers, 1 <= MIN <= MAX), got {_show(text)}"
+        )
+
+
+def _pool_text(value: object) -> object:
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if isinstance(text, str):
+        PoolSize.parse(text)
+    return text
+
+
+PoolText = Annotated[str, BeforeValidator(_pool_text)]
+
+
 class ComputeConfig(_Section):
     """Where and how the work is done."""
 
@@ -187,13 +220,40 @@ class ComputeConfig(_Section):
         default=None,
         description="Feature maps ablated per pass where the tail has to be run; null: chosen by memory.",
     )
-    scoring_actors: Count | None = Field(
-        default=None, description="Actors that hold backbone and head; null: as the cluster allows."
+    scoring_actors: PoolText | None = Field(
+        default=None,
+        description="Actors that hold backbone and head: a number, or MIN..MAX to grow with the work; null: as the"
+        " cluster allows.",
     )
-    fetch_actors: Count | None = Field(
-        default=None, description="Actors that fetch and decode; null: as the cluster allows."
+    scoring_gpus: Annotated[float, Field(ge=0)] | None = Field(
+        default=None,
+        description="GPUs that each of them reserves; 0.5 lets two share one. null: 1 on GPUs, otherwise 0. With"
+        " device=cpu it is a reservation only, to try out a cluster without its GPUs.",
+    )
+    fetch_actors: PoolText | None = Field(
+        default=None,
+        description="Actors that fetch and decode: a number, or MIN..MAX; null: as the cluster allows.",
     )
     fetch_threads: Count = Field(default=16, description="Images that one fetch actor reads at the same time.")
+    max_cpus: Count | None = Field(
+        default=None,
+        description="Logical CPUs that the cluster's workers can grow to; null: as its head says (label"
+        " ais.max-cpus), otherwise those that are up.",
+    )
+    max_gpus: Annotated[int, Field(ge=0)] | None = Field(
+        default=None,
+        description="GPUs that the cluster can grow to; null: as its head says (label ais.max-gpus), otherwise those"
+        " that are up.",
+    )
+
+    def _conflicts(self) -> Iterator[_Conflict]:
+        gpus = self.scoring_gpus
+        if gpus is not None and gpus > 1 and gpus != int(gpus):
+            yield _Conflict(("scoring_gpus",), f"{gpus:g}: above 1, Ray gives whole GPUs only; give 1 or 2")
+        if gpus == 0 and self.device == "cuda":
+            yield _Conflict(
+                ("scoring_gpus", "device"), "with compute.device=cuda an actor that reserves no GPU would see none"
+            )
 
 
 @dataclass(frozen=True)
@@ -607,6 +667,7 @@ def load_config(model: type[ConfigT], argv: Sequence[str], *, doc: str) -> Loade
     arguments = _read_arguments(argv)
     text, source = ("", "") if arguments.file is None else (_read_text(arguments.file), arguments.file)
     config = parse_config(model, text, arguments.overrides, source=source)
+    _refuse_lost_outputs(config)
     return Loaded(config, arguments.dry_run)
 
 
@@ -623,6 +684,24 @@ def _help_wanted(model: type[_Section], argv: Sequence[str], doc: str) -> str | 
             continue
         return _help_about(model, name) if name else _help(model, doc)
     return None
+
+
+# Where Ray unpacks the working directory of a submitted job, on every node anew.
+_UNPACKED = "/runtime_resources/working_dir_files/"
+
+
+def _refuse_lost_outputs(config: BaseModel) -> None:
+    """Refuse what a submitted job would write into its unpacked copy of the working directory, which is deleted."""
+    if _UNPACKED not in os.getcwd():
+        return
+    lost = [
+        f"{key}: {_show(value)} is relative, and this job runs in a copy of the submitted folder that is deleted after"
+        " it; give the full path of a folder that all nodes share, or a remote address"
+        for key in ("output", "cache")
+        if (value := getattr(config, key, None)) and "://" not in value and not os.path.isabs(os.path.expanduser(value))
+    ]
+    if lost:
+        raise _config_error(lost)
 
 
 def parse_config(

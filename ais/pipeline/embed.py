@@ -9,7 +9,6 @@ import pyarrow as pa
 import ray
 import ray.data
 import torch
-from ray.data import ActorPoolStrategy
 
 from ais.config import ComputeConfig
 from ais.embeddings import EmbeddingCache
@@ -64,7 +63,7 @@ def embed_images(
     if not images:
         return []
     quiet_ray_data()
-    pools = cluster_pools(compute)
+    pools = cluster_pools(compute, len(images))
     table = pa.table(
         {
             "image_id": pa.array(np.arange(len(images))),
@@ -80,10 +79,7 @@ def embed_images(
         rows = rows.map_batches(
             Embed,
             batch_format="pyarrow",
-            batch_size=pools.batch,
-            compute=ActorPoolStrategy(size=pools.scoring_actors),
-            num_cpus=pools.scoring_cpus,
-            num_gpus=pools.scoring_gpus,
+            **pools.scoring_options(),
             fn_constructor_kwargs={
                 "source": source,
                 "preprocessing": preprocessing,

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
-from ray.data import ActorPoolStrategy, Dataset
+from ray.data import Dataset
 
 from ais.config import ComputeConfig, PngConfig, PngSelection
 from ais.errors import RunError
@@ -105,18 +105,16 @@ def run_heatmaps(run: Run, plan: HeatmapPlan, listed: int) -> Work:
 
 def _score_and_explain(run: Run, plan: HeatmapPlan, done: np.ndarray) -> dict[str, float]:
     quiet_ray_data()
-    pools = cluster_pools(plan.compute)
-    with Progress("images", int((~done).sum())) as progress:
+    left = int((~done).sum())
+    pools = cluster_pools(plan.compute, left)
+    with Progress("images", left) as progress:
         rows = manifest_rows(run.manifest, done, pools.batch, pools.task_cpus)
         pictures = _pictures(plan)
         rows = fetched(rows, plan.geometry, plan.limits, plan.storage, plan.compute, pools, pictures)
         rows = rows.map_batches(
             Score if plan.cells is None else Explain,
             batch_format="pyarrow",
-            batch_size=pools.batch,
-            compute=ActorPoolStrategy(size=pools.scoring_actors, max_tasks_in_flight_per_actor=_BATCHES_IN_FLIGHT),
-            num_cpus=pools.scoring_cpus,
-            num_gpus=pools.scoring_gpus,
+            **pools.scoring_options(max_tasks_in_flight_per_actor=_BATCHES_IN_FLIGHT),
             fn_constructor_kwargs={
                 "source": plan.source,
                 "head": plan.head,
@@ -187,7 +185,7 @@ def render_selected(run: Run, plan: HeatmapPlan) -> int:
     table = replace(chosen.select(["image_id", "uri", "score"]), [], heatmap=pack(heatmaps))
     table = replace(table, [], size=pa.nulls(table.num_rows, pa.int64()))
     quiet_ray_data()
-    pools = cluster_pools(plan.compute)
+    pools = cluster_pools(plan.compute, chosen.num_rows)
     pictures = Pictures(PngSelection("all"), plan.png.max_side)
     rows = fetched(ray.data.from_arrow(table), plan.geometry, plan.limits, plan.storage, plan.compute, pools, pictures)
     sink = PngSink(run, kind, _PNGS_PER_SHARD)
@@ -226,10 +224,8 @@ def fetched(
     return rows.map_batches(
         FetchDecode,
         batch_format="pyarrow",
-        batch_size=pools.batch,
         zero_copy_batch=True,
-        compute=ActorPoolStrategy(size=pools.fetch_actors),
-        num_cpus=pools.fetch_cpus,
+        **pools.fetch_options(),
         fn_constructor_kwargs={
             "geometry": geometry,
             "limits": limits,

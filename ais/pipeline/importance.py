@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 import torch
-from ray.data import ActorPoolStrategy, Datasink
+from ray.data import Datasink
 from ray.data.block import Block, BlockAccessor
 from ray.data.datasource.datasink import WriteResult
 
@@ -210,17 +210,14 @@ def _stream(
     if not images:
         raise AisError("there are no images to work on")
     quiet_ray_data()
-    pools = cluster_pools(compute)
+    pools = cluster_pools(compute, len(images))
     geometry = geometry_of(source.spec, preprocessing)
     with Progress("images", len(images)) as progress:
         units = ray.data.from_arrow(_units(images, ratings, pools))
         rows = fetched(units, geometry, limits, source.storage, compute, pools).map_batches(
             stage,
             batch_format="pyarrow",
-            batch_size=pools.batch,
-            compute=ActorPoolStrategy(size=pools.scoring_actors),
-            num_cpus=pools.scoring_cpus,
-            num_gpus=pools.scoring_gpus,
+            **pools.scoring_options(),
             fn_constructor_kwargs={
                 **arguments,
                 "preprocessing": preprocessing,
