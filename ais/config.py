@@ -437,6 +437,92 @@ class HeatmapsConfig(_Section):
     shard_rows: Count = Field(default=512, description="Images per output shard.")
 
 
+class DriftConfig(_Section):
+    """Beyond what a run of scheduled scoring ends with exit code 4, "look at me" (null: never)."""
+
+    max_psi: Annotated[float, Field(gt=0)] | None = Field(
+        default=0.25,
+        description="Population stability index of the new images, and of the collection, against the one before.",
+    )
+    max_ks: Share | None = Field(
+        default=None, description="Kolmogorov-Smirnov distance, likewise; 0.1 is a tenth of the images elsewhere."
+    )
+    max_error_share: Share | None = Field(
+        default=0.2, description="Share of the new and changed images that could not be used."
+    )
+    max_gone_share: Share | None = Field(
+        default=0.2, description="Share of the collection's images that are not listed any more."
+    )
+    min_images: Count = Field(default=100, description="Of fewer images than this nothing is judged.")
+
+
+class ScoreConfig(_Section):
+    """Scores of a whole collection, kept up to date."""
+
+    images: Text = Field(
+        description="Folder (walked through), glob, or CSV or Parquet list with a uri column; any fsspec address."
+        " A list should have the columns etag, or size and mtime, or changed images go unnoticed.",
+        examples=["s3://bucket/images"],
+    )
+    output: Text = Field(
+        description="Of this collection: OUTPUT/latest.parquet, and the history in OUTPUT/series.",
+        examples=["s3://bucket/scores"],
+    )
+    tick: Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] | None = Field(
+        default=None,
+        description="Name of this run, such as a scheduler's date; the same name continues it, and a complete one does"
+        " nothing. null: continue the run that was interrupted, or else start one named by the time in UTC.",
+    )
+    head: Text = Field(description="Address of the head bundle.", examples=["s3://bucket/heads/first"])
+    heatmaps: bool = Field(default=False, description="Also write heatmaps and pictures, as jobs/heatmaps.py does.")
+    retry_errors: bool = Field(
+        default=True,
+        description="Try images again that could not be fetched; what could not be decoded waits for a new version.",
+    )
+    keep: Annotated[str, Field(pattern="^[1-9][0-9]{0,4}[hdw]$")] | None = Field(
+        default=None,
+        description="Age, such as 30d, 12h or 8w, beyond which history is deleted that the latest scores do not need;"
+        " null: keep everything.",
+    )
+    drift: DriftConfig = DriftConfig()
+    importance: Text | None = Field(
+        default=None,
+        description="With heatmaps=true: address of an AIS; null: the prediction AIS of each image.",
+    )
+    weighting: Literal["positive", "signed"] = Field(
+        default="positive", description="With heatmaps=true: weights of the feature maps."
+    )
+    backbone: BackboneOverrides = BackboneOverrides()
+    preprocessing: PreprocessingOverrides = PreprocessingOverrides()
+    limits: LimitsConfig = LimitsConfig()
+    png: PngConfig = PngConfig()
+    storage: StorageConfig = StorageConfig()
+    compute: ComputeConfig = ComputeConfig()
+    max_error_share: Share = Field(
+        default=0.05,
+        description="Share of the collection's images that may have failed before the job as a whole fails and leaves"
+        " OUTPUT/latest.parquet as it was; what is good is kept.",
+    )
+    shard_rows: Count = Field(default=4096, description="Images per output shard.")
+
+    def _conflicts(self) -> Iterator[_Conflict]:
+        if self.heatmaps:
+            return
+        default = type(self).model_fields
+        values = {key: (getattr(self, key), default[key].default) for key in ("importance", "weighting")}
+        for key in PngConfig.model_fields:
+            values[f"png.{key}"] = (getattr(self.png, key), getattr(default["png"].default, key))
+        for key, (value, unset) in values.items():
+            if value != unset:
+                yield _Conflict((key, "heatmaps"), f"{_show(value)} has no use with heatmaps=false")
+
+    def as_heatmaps(self) -> HeatmapsConfig:
+        """The same as a configuration of the main job, for what both have in common."""
+        return HeatmapsConfig.model_construct(
+            **{key: getattr(self, key) for key in HeatmapsConfig.model_fields if key != "run_id"}, run_id=self.tick
+        )
+
+
 class TrainConfig(_Section):
     """A head, fitted to ratings."""
 
