@@ -23,7 +23,7 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, NoRet
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from ais.errors import AisError, ConfigError
+from ais.errors import AisError, ConfigError, LeaseLostError, LockedError
 
 # Pillow warns of a decompression bomb above this (PIL.Image.MAX_IMAGE_PIXELS): 256 MiB of 24-bit pixels.
 PILLOW_MAX_PIXELS = 89_478_485
@@ -864,8 +864,15 @@ def config_fingerprint(config: BaseModel | Mapping[str, Any]) -> str:
 def run_job(main: Callable[[list[str]], int]) -> NoReturn:
     """Run ``main`` on the command line and exit with its code.
 
-    An :class:`~ais.errors.AisError` is printed without traceback: code 2 for a ConfigError (nothing was
-    started), otherwise 1. Ctrl-C gives 130, as shells do.
+    An :class:`~ais.errors.AisError` is printed without traceback. The codes of every job:
+
+    ===  ====================================================================================================
+      0  all is done, or was before
+      1  work was started and did not end well; what is good is kept, and the same command continues
+      2  the configuration is wrong; nothing was started
+      3  somebody else writes the same output (`LockedError`, `LeaseLostError`); try again when they are done
+    130  Ctrl-C, as shells do
+    ===  ====================================================================================================
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a log shows how far a job is, not only that it ended
@@ -873,7 +880,7 @@ def run_job(main: Callable[[list[str]], int]) -> NoReturn:
         code = main(sys.argv[1:])
     except AisError as error:
         print(f"error: {error}", file=sys.stderr)
-        code = 2 if isinstance(error, ConfigError) else 1
+        code = 2 if isinstance(error, ConfigError) else 3 if isinstance(error, LockedError | LeaseLostError) else 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130

@@ -1,8 +1,13 @@
 """Every error a user can cause, as one small family.
 
 A message says what was found, where, and the way out. Jobs print it without a traceback and exit with 2
-(nothing was started) or 1 (work was started and did not end well); the library raises it.
+(nothing was started), 3 (somebody else is at it) or 1 (work was started and did not end well); the library raises it.
 """
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
 
 
 class AisError(Exception):
@@ -39,6 +44,35 @@ class DatasetError(AisError):
 
 class RunError(AisError):
     """A run folder is inconsistent, or a run did not account for every image."""
+
+
+class LockedError(AisError):
+    """A folder is being written by somebody else; nothing was started.
+
+    Args:
+        address: of the lock.
+        who: the holder in words.
+        holder: what the lock says of its holder: ``host``, ``pid``, ``started`` and, in a submitted job, ``job``.
+        expires_at: when the lock can be taken over, unless it is renewed before.
+    """
+
+    def __init__(self, address: str, who: str, holder: dict[str, Any], expires_at: datetime) -> None:
+        super().__init__(
+            f"{address!r} is held by {who}: it is writing there. Wait for it, or end it; if it is dead, its lock "
+            f"expires at {expires_at:%Y-%m-%d %H:%M:%S} UTC"
+        )
+        self.address = address
+        self.who = who
+        self.holder = holder
+        self.expires_at = expires_at
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, dict[str, Any], datetime]]:
+        """Travel between processes with its parts."""
+        return type(self), (self.address, self.who, self.holder, self.expires_at)
+
+
+class LeaseLostError(AisError):
+    """This process held a lock, did not renew it in time, and somebody else took it over."""
 
 
 class ImageError(AisError):

@@ -33,6 +33,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from ais.errors import RunError, StorageError
+from ais.lease import Fence
 from ais.storage import Folder, Storage
 
 _IMAGES = "jpg jpeg jpe jfif mpo png webp avif gif bmp dib tif tiff ppm pgm pbm pnm"
@@ -259,10 +260,12 @@ class Run:
 
     Args:
         folder: ``<output>/runs/<run_id>``.
+        fence: of the lock under which it is written, if it is.
     """
 
-    def __init__(self, folder: Folder) -> None:
+    def __init__(self, folder: Folder, fence: Fence | None = None) -> None:
         self.folder = folder
+        self._fence = fence
         self.manifest = folder / "manifest"
         self.results = folder / "results"
         self.errors = folder / "errors"
@@ -277,6 +280,15 @@ class Run:
     def run_id(self) -> str:
         """Its name."""
         return posixpath.basename(self.folder.path)
+
+    def check_lock(self) -> None:
+        """Ask whether this run is still ours to write; to be called before anything is.
+
+        Raises:
+            LeaseLostError: somebody else took it over.
+        """
+        if self._fence is not None:
+            self._fence.check()
 
     def record(self) -> dict[str, Any] | None:
         """Return ``run.json``, or ``None`` where no run was set out yet."""
@@ -297,6 +309,7 @@ class Run:
         Raises:
             RunError: the listing is empty.
         """
+        self.check_lock()
         for leftover in self.manifest.files():
             leftover.remove()  # of a listing that was interrupted
         count = 0
@@ -366,6 +379,7 @@ class Run:
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write ``summary.json``: the run is complete."""
+        self.check_lock()
         (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
 
 

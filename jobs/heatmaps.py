@@ -23,6 +23,7 @@ def main(argv: list[str]) -> int:
 def run(config: HeatmapsConfig, *, dry_run: bool = False) -> int:
     """Check, set out, work, account; return the exit code."""
     # After --help and configuration errors, which need not wait for torch and Ray.
+    from ais.lease import hold
     from ais.pipeline.cluster import start_ray
     from ais.pipeline.finish import finish, report_complete
     from ais.pipeline.heatmaps import run_heatmaps
@@ -35,12 +36,16 @@ def run(config: HeatmapsConfig, *, dry_run: bool = False) -> int:
     if dry_run:
         print(f"\n{to_yaml(prepared.config)}")
         return 0
-    record = set_out(prepared)
     if (summary := prepared.run.summary()) is not None:
         return report_complete(prepared, summary)
-    start_ray()
-    work = run_heatmaps(prepared.run, prepared.plan, record["images"])
-    return finish(prepared, record, work, time.monotonic() - started)
+    with hold(prepared.run.folder, wait=True) as lease:
+        prepared = prepared.under(lease)
+        record = set_out(prepared)
+        if (summary := prepared.run.summary()) is not None:  # by somebody for whom this start had to wait
+            return report_complete(prepared, summary)
+        start_ray()
+        work = run_heatmaps(prepared.run, prepared.plan, record["images"])
+        return finish(prepared, record, work, time.monotonic() - started)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 
 from ais.errors import RunError
 from ais.pipeline.heatmaps import Work
-from ais.pipeline.prepare import Prepared
+from ais.pipeline.prepare import Prepared, print_listed
 
 
 def finish(prepared: Prepared, record: dict[str, Any], work: Work, wall_s: float) -> int:
@@ -66,6 +66,9 @@ def summarise(prepared: Prepared, record: dict[str, Any], work: Work, wall_s: fl
 
 def report_complete(prepared: Prepared, summary: dict[str, Any]) -> int:
     """Say that there is nothing to do; return the exit code."""
+    record = prepared.check_existing()
+    assert record is not None
+    print_listed(record)
     print(
         f"complete    finished {summary['finished_at']}; nothing to do (another run_id or output makes a new run, with "
         "a new listing)"

@@ -132,7 +132,7 @@ def _score_and_explain(run: Run, plan: HeatmapPlan, done: np.ndarray) -> dict[st
         try:
             rows.write_datasink(sink, ray_remote_args={"num_cpus": pools.task_cpus})
         except ray.exceptions.RayError as error:
-            raise _stopped(error) from error
+            raise _stopped(run, error) from error
     return dict(sink.totals)
 
 
@@ -154,7 +154,8 @@ def _rendered(rows: Dataset, plan: HeatmapPlan, pools: Pools) -> Dataset:
     return rows.map_batches(render, batch_format="pyarrow", batch_size=None, num_cpus=pools.task_cpus)
 
 
-def _stopped(error: ray.exceptions.RayError) -> RunError:
+def _stopped(run: Run, error: ray.exceptions.RayError) -> RunError:
+    run.check_lock()  # where another start has taken the run over, this is what stopped it
     return RunError(f"the run stopped: {worker_failure(error)}; what is written stays, and the same command continues")
 
 
@@ -192,7 +193,7 @@ def render_selected(run: Run, plan: HeatmapPlan) -> int:
     try:
         _rendered(rows, plan, pools).write_datasink(sink, ray_remote_args={"num_cpus": pools.task_cpus})
     except ray.exceptions.RayError as error:
-        raise _stopped(error) from error
+        raise _stopped(run, error) from error
     return sink.failed
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -27,6 +27,7 @@ from ais.heads import HeadRecord, check_record, read_record
 from ais.heatmaps import HeatmapCells
 from ais.images import Limits
 from ais.importance import ImportanceRecord, load_importance
+from ais.lease import Lease
 from ais.pipeline.explain import BackboneSource
 from ais.pipeline.heatmaps import HeatmapPlan
 from ais.runs import Run, list_images
@@ -73,6 +74,10 @@ class Prepared:
                 f"pictures    {self.config.png.select}, {self.config.png.kind}",
             ]
         return "\n".join([*lines, f"run         {self.run.folder.address}"])
+
+    def under(self, lease: Lease) -> Prepared:
+        """The same with a run that is written only while the lease lasts."""
+        return replace(self, run=Run(self.run.folder, lease.fence))
 
     def check_existing(self) -> dict[str, Any] | None:
         """Return ``run.json`` if this run was set out before.
@@ -327,10 +332,15 @@ def set_out(prepared: Prepared) -> dict[str, Any]:
         run.set_out(listing, to_yaml(prepared.config), facts)
         record = prepared.check_existing()
         assert record is not None
+    print_listed(record)
+    return record
+
+
+def print_listed(record: dict[str, Any]) -> None:
+    """Say what the manifest holds, by ``run.json``."""
     listed = f"{record['images']:,} images, listed {record['listed_at']}"
     ignored = sum(record["ignored"].values())
     if ignored:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(record["ignored"].items()))
         listed += f"; {ignored:,} other files left out ({kinds})"
     print(f"manifest    {listed}", flush=True)
-    return record

@@ -61,7 +61,9 @@ class RunSink(Datasink[dict[str, float]]):
         name = f"part-{ctx.kwargs['write_uuid'][:8]}-{ctx.task_idx:06d}"
         failed = pc.not_equal(table["stage"], "")
         good, bad = table.filter(pc.invert(failed)), table.filter(failed)
+        self._run.check_lock()
         shard = write_pngs(self._run, name, good) if "png" in good.column_names else None
+        self._run.check_lock()  # writing pictures takes a while
         if bad.num_rows:
             write_table(self._run.errors / f"{name}.parquet", bad.select(ERRORS_SCHEMA.names).cast(ERRORS_SCHEMA))
         if good.num_rows:
@@ -166,6 +168,7 @@ class PngSink(Datasink[tuple[int, int]]):
         """Write the shard of one task; runs on a worker."""
         tables = [BlockAccessor.for_block(block).to_arrow() for block in blocks]
         table = pa.concat_tables([table for table in tables if table.num_rows])
+        self._run.check_lock()
         write_pngs(self._run, f"{self._prefix}-{ctx.task_idx:06d}", table)
         return table.num_rows, table["png"].null_count
 

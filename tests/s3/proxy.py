@@ -41,7 +41,16 @@ _CONTROL = "/_proxy"  # no bucket can have this name
 _SLOW_DOWN = b"""<?xml version="1.0" encoding="UTF-8"?>
 <Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message><RequestId>0</RequestId></Error>"""
 # Of one connection, and not of the message.
-_HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade", "proxy-authorization"}
+_HOP_BY_HOP = {
+    "connection",
+    "keep-alive",
+    "transfer-encoding",
+    "te",
+    "trailer",
+    "upgrade",
+    "proxy-authorization",
+    "expect",
+}
 
 
 @dataclass(frozen=True)
@@ -128,6 +137,8 @@ class _Proxy:
         self._times[name] += 1
         self._requests[f"{request.method} {request.raw_path.partition('?')[0]}"] += 1
         self._counts["requests"] += 1
+        if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
+            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")  # the client waits for this
         body = await request.read()
         if fault == "slow_down":
             self._counts[fault] += 1

@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ from ais.config import (
     run_job,
     to_yaml,
 )
-from ais.errors import ConfigError, RunError
+from ais.errors import ConfigError, LeaseLostError, LockedError, RunError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 HEATMAPS = ["images=photos", "output=out", "head=heads/first"]
@@ -441,6 +442,13 @@ def test_fingerprint():
         (3, 3, ""),
         (ConfigError("fit.seed: wrong"), 2, "error: fit.seed: wrong\n"),
         (RunError("an image is missing"), 1, "error: an image is missing\n"),
+        (LeaseLostError("taken over"), 3, "error: taken over\n"),
+        (
+            LockedError("/run/lock", "process 7 on a", {}, datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)),
+            3,
+            "error: '/run/lock' is held by process 7 on a: it is writing there. Wait for it, or end it; if it is dead, "
+            "its lock expires at 2026-01-02 03:04:05 UTC\n",
+        ),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )
