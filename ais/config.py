@@ -31,7 +31,9 @@ PILLOW_MAX_PIXELS = 89_478_485
 Text = Annotated[str, Field(min_length=1)]
 # YAML has lists, and strictness would ask for a tuple.
 Texts = Annotated[tuple[Text, ...], Field(strict=False)]
+Numbers = Annotated[tuple[float, ...], Field(strict=False)]
 Count = Annotated[int, Field(ge=1)]
+Several = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what the generators of Python, NumPy and torch all take
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -712,6 +714,46 @@ class ValidateConfig(_Section):
     max_error_share: Share = Field(default=0.05, description=_MAX_ERROR_SHARE)
 
 
+class GalleryConfig(_Section):
+    """The images that are shown, and how large. A run of fewer images than all these together is shown whole."""
+
+    top: Several = Field(default=24, description="Images with the highest scores.")
+    bottom: Several = Field(default=24, description="Images with the lowest scores.")
+    quantiles: Several = Field(default=21, description="Images at evenly spaced ranks, from the lowest to the highest.")
+    sample: Several = Field(default=30, description="Images drawn by chance, the same every time.")
+    near: Numbers = Field(default=(), description="Scores to show images near to, for example [4.5,5.5].")
+    near_count: Count = Field(default=12, description="Images shown near each of them.")
+    errors: Several = Field(default=8, description="Images listed for each reason why images could not be used.")
+    max_side: Annotated[int, Field(ge=64, le=1024)] = Field(
+        default=320, description="Longest side of a thumbnail and of its heatmap, in pixels."
+    )
+    page_bytes: Annotated[int, Field(ge=100_000)] = Field(
+        default=6_000_000,
+        description="What opening one page may cost, pictures included; the gallery has as many pages as it takes.",
+    )
+
+
+class ReportConfig(_Section):
+    """A run as pages to look at."""
+
+    run: Text = Field(
+        description="Run folder of jobs/heatmaps.py, OUTPUT/runs/RUN_ID.", examples=["s3://bucket/output/runs/first"]
+    )
+    output: Text = Field(description="Folder for the pages; open its index.html.", examples=["s3://bucket/report"])
+    title: Text | None = Field(default=None, description="Heading of the pages; null: the run's name.")
+    head: Text | None = Field(
+        default=None, description="Head bundle; null: the one that the run was made with, where it can be read."
+    )
+    importance: Texts = Field(
+        default=(), description="Bundles of jobs/importance.py; the run's own is added where it can be read."
+    )
+    validation: Text | None = Field(default=None, description="Output of jobs/validate.py for this head.")
+    comparison: Text | None = Field(default=None, description="Output of jobs/compare.py.")
+    gallery: GalleryConfig = GalleryConfig()
+    limits: LimitsConfig = LimitsConfig()
+    storage: StorageConfig = StorageConfig()
+
+
 class DemoConfig(_Section):
     """The demo: planted images, a head fitted to them, the heatmaps job, and how well it points."""
 
@@ -1071,6 +1113,8 @@ def _key(entry: dict[str, Any], required: bool, default: object) -> _Key:
     constraints = entry["anyOf"][0] if "anyOf" in entry else entry  # [the type, null]
     choices = list(constraints.get("enum", ()))
     expected = f"one of {', '.join(choices)}" if choices else _KINDS[constraints["type"]]
+    if constraints.get("items", {}).get("type") == "number":
+        expected = "list [number, ...]"
     if "minItems" in constraints:
         expected += f" of at least {constraints['minItems']}"
     bounds = [f"{sign} {constraints[name]}" for name, sign in _BOUNDS.items() if name in constraints]

@@ -1,0 +1,6 @@
+"""A run as a folder of static pages: from disk or a bucket, with no server, no network and no scripts of others."""
+
+from ais.report.site import Report, write_report
+from ais.report.sources import Sources, open_sources
+
+__all__ = ["Report", "Sources", "open_sources", "write_report"]

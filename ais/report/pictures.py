@@ -1,0 +1,230 @@
+"""An image of the run as it is shown: thumbnail, heatmap and overlay, all of one size, and what can be said of it."""
+
+from __future__ import annotations
+
+import io
+import os
+import posixpath
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ais.errors import ImageError, StorageError
+from ais.images import Limits, decode_image
+from ais.pipeline.fetch import read_image
+from ais.placement import Weighting, cell_size, normalise_for_display, place_on_image
+from ais.render import colorize, fit_within
+from ais.storage import Folder, Storage, is_local, local_path, scheme
+
+_FETCHERS = 8
+# A decoded image may take 256 MiB.
+_DECODING = threading.BoundedSemaphore(2)
+_PHOTO_QUALITY, _HEAT_QUALITY = 76, 80
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of ``results``, with its place in the run.
+
+    Args:
+        image_id: of the image.
+        uri: its address.
+        width: of the original, in pixels.
+        height: likewise.
+        box: ``(4,)`` what the model saw.
+        heatmap_box: ``(4,)`` where the heatmap's cells lie.
+        heatmap: ``(h, w)``.
+        score: in rating units.
+        spread: standard deviation over heads; ``None`` where there is one head.
+        rank: 1 for the highest score; equal scores share a rank.
+        below: share of the run's scores that are lower.
+    """
+
+    image_id: int
+    uri: str
+    width: int
+    height: int
+    box: NDArray[np.float32]
+    heatmap_box: NDArray[np.float32]
+    heatmap: NDArray[np.float32]
+    score: float
+    spread: float | None
+    rank: int
+    below: float
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What a page shows of an image.
+
+    Args:
+        row: the image.
+        size: ``(width, height)`` of all three, in pixels.
+        thumbnail: WebP; ``None`` where the original could not be read again.
+        missing: why not.
+        heatmap: WebP, opaque.
+        overlay: WebP whose opacity is the heatmap's absolute value.
+        cell: left, top, width, height of the strongest cell in pixels of the original.
+        strongest: where that cell is, in words.
+        link: where the original can be opened from the page; ``None`` where it cannot.
+        looked_at: share of the image's area that the model saw.
+    """
+
+    row: Row
+    size: tuple[int, int]
+    thumbnail: bytes | None
+    missing: str
+    heatmap: bytes
+    overlay: bytes
+    cell: tuple[float, float, float, float]
+    strongest: str
+    link: str | None
+    looked_at: float
+
+    @property
+    def bytes(self) -> int:
+        """Of its three files."""
+        return len(self.thumbnail or b"") + len(self.heatmap) + len(self.overlay)
+
+
+def make_pictures(
+    rows: Iterable[Row], weighting: Weighting, max_side: int, limits: Limits, storage: Storage, output: Folder
+) -> Iterator[Picture]:
+    """Fetch and draw, several at a time; in the order of the rows.
+
+    Args:
+        rows: of the run.
+        weighting: of its heatmaps.
+        max_side: of a thumbnail, in pixels.
+        limits: on an original.
+        storage: how to reach the originals.
+        output: where the pages go, for links.
+    """
+    with ThreadPoolExecutor(_FETCHERS) as pool:
+        yield from pool.map(lambda row: _picture(row, weighting, max_side, limits, storage, output), rows)
+
+
+def _picture(
+    row: Row, weighting: Weighting, max_side: int, limits: Limits, storage: Storage, output: Folder
+) -> Picture:
+    scale = min(1.0, max_side / max(row.width, row.height))
+    size = max(1, round(row.width * scale)), max(1, round(row.height * scale))
+    thumbnail, missing = None, ""
+    try:
+        data = read_image(row.uri, None, limits, storage)
+        with _DECODING:
+            image = decode_image(data, limits)
+            if image.shape[:2] != (row.height, row.width):
+                raise ImageError(
+                    "decode",
+                    "changed since the run",
+                    f"{row.width} × {row.height} pixels then, {image.shape[1]} × {image.shape[0]} now",
+                )
+            small = fit_within(image, max_side)
+        thumbnail, size = _webp(Image.fromarray(small), _PHOTO_QUALITY), (small.shape[1], small.shape[0])
+    except (ImageError, StorageError) as error:
+        missing = str(error)[:300]
+    except MemoryError:
+        missing = "not enough memory to decode it"
+    placed = place_on_image(row.heatmap, row.heatmap_box, (row.height, row.width), size[::-1], seen=row.box)
+    shown = normalise_for_display(placed, weighting)
+    colours = colorize(shown, weighting)
+    opacity = np.rint(255 * np.abs(np.nan_to_num(shown))).astype(np.uint8)
+    cell, strongest = strongest_cell(row)
+    return Picture(
+        row,
+        size,
+        thumbnail,
+        missing,
+        _webp(Image.fromarray(colours), _HEAT_QUALITY),
+        _webp(Image.fromarray(np.dstack([colours, opacity])), _HEAT_QUALITY),
+        cell,
+        strongest,
+        link_to(row.uri, output),
+        looked_at(row),
+    )
+
+
+def strongest_cell(row: Row) -> tuple[tuple[float, float, float, float], str]:
+    """Left, top, width, height in pixels of the original of the cell with the largest absolute value; and in words.
+
+    Of cells that the model did not see whole, only those whose middle it saw are looked at.
+    """
+    height, width = row.heatmap.shape
+    left, top = float(row.heatmap_box[0]), float(row.heatmap_box[1])
+    cell_width, cell_height = cell_size((height, width), row.heatmap_box)
+    x = left + (np.arange(width) + 0.5) * cell_width
+    y = top + (np.arange(height) + 0.5) * cell_height
+    inside_x = (x >= max(0.0, row.box[0])) & (x <= min(row.width, row.box[2]))
+    inside_y = (y >= max(0.0, row.box[1])) & (y <= min(row.height, row.box[3]))
+    values = np.where(inside_y[:, None] & inside_x[None, :], np.abs(np.nan_to_num(row.heatmap)), -1.0)
+    index_y, index_x = np.unravel_index(int(values.argmax()), values.shape)
+    place = (left + index_x * cell_width, top + index_y * cell_height, cell_width, cell_height)
+    if values.max() <= 0:
+        return place, "no evidence anywhere"
+    third_x = ("left", "middle", "right")[min(2, int(3 * x[index_x] / row.width))]
+    third_y = ("upper", "middle", "lower")[min(2, int(3 * y[index_y] / row.height))]
+    if third_x == third_y:
+        where = "in the middle"
+    elif "middle" in (third_x, third_y):
+        side = {"upper": "at the top", "lower": "at the bottom", "left": "at the left", "right": "at the right"}
+        where = side[third_x if third_y == "middle" else third_y]
+    else:
+        where = f"at the {third_y} {third_x}"
+    lowers = " and lowers the score" if row.heatmap[index_y, index_x] < 0 else ""
+    return place, f"strongest {where}{lowers}"
+
+
+def looked_at(row: Row) -> float:
+    """Share of the image's area that the model saw."""
+    left, top, right, bottom = (float(value) for value in row.box)
+    width = max(0.0, min(right, row.width) - max(left, 0))
+    height = max(0.0, min(bottom, row.height) - max(top, 0))
+    return width * height / (row.width * row.height)
+
+
+def link_to(uri: str, output: Folder) -> str | None:
+    """Return an address that a browser may follow from the pages: http(s), or a relative path between local files.
+
+    Anything else is text: a scheme that the browser does not open, or one that it runs.
+    """
+    if scheme(uri) in ("http", "https"):
+        parts = urlsplit(uri)
+        return quote(uri, safe="%/:?#[]@!$&'()*+,;=~") if parts.hostname else None
+    if is_local(uri) and output.local:
+        path = posixpath.relpath(local_path(uri), os.path.realpath(output.path))
+        return quote(path if path.startswith("../") else f"./{path}")
+    return None
+
+
+def _webp(image: Image.Image, quality: int) -> bytes:
+    data = io.BytesIO()
+    image.save(data, "WEBP", quality=quality, method=4)
+    return data.getvalue()
+
+
+def as_rows(table: Any, ranks: Iterable[int], below: Iterable[float]) -> Iterator[Row]:
+    """Rows of a ``results`` table."""
+    heatmaps = [heatmap for chunk in table["heatmap"].chunks for heatmap in chunk.to_numpy_ndarray()]
+    plain = table.drop_columns("heatmap").to_pylist()
+    for row, heatmap, rank, share in zip(plain, heatmaps, ranks, below, strict=True):
+        yield Row(
+            row["image_id"],
+            row["uri"],
+            row["width"],
+            row["height"],
+            np.array(row["box"], np.float32),
+            np.array(row["heatmap_box"], np.float32),
+            heatmap,
+            row["score"],
+            row["score_std"],
+            int(rank),
+            float(share),
+        )

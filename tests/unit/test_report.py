@@ -1,0 +1,380 @@
+"""`jobs/report.py` on run folders of real images written by `tests.report_site`; pages as a parser of HTML sees them.
+
+The browser's own part (clicks, contrast, the keyboard) is in tests/browser; the script's logic runs here in V8.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.resources import files
+from itertools import pairwise
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+from xml.etree.ElementTree import Element
+
+import html5lib
+import numpy as np
+import pytest
+from py_mini_racer import MiniRacer
+
+from ais.config import ReportConfig, parse_config
+from ais.errors import AisError, ConfigError
+from ais.report import open_sources
+from jobs.report import main
+from tests import report_site
+from tests.report_site import HOSTILE, digest_of, everything, report, write_images, write_run
+
+ROOT = Path(__file__).parents[2]
+
+
+def parse(page: Path) -> Element:
+    """The page as a browser understands it; an error of HTML is an error here."""
+    return html5lib.HTMLParser(strict=True, namespaceHTMLElements=False).parse(page.read_text())
+
+
+def text_of(page: Path) -> str:
+    return " ".join(" ".join(parse(page).itertext()).split())
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of everything, with few images so that some are left out, and small pages."""
+    place = tmp_path_factory.mktemp("everything")
+    run, keys = everything(place)
+    sizes = ["gallery.top=12", "gallery.bottom=4", "gallery.quantiles=5", "gallery.sample=6", "gallery.near=[3]"]
+    report(run, place / "site", *keys, *sizes, "gallery.near_count=3", "gallery.errors=2", "gallery.page_bytes=120000")
+    return place / "site"
+
+
+def pages(site: Path) -> Iterator[tuple[str, Element]]:
+    found = sorted(site.glob("*.html"))
+    assert {"index", "images", "model", "trust", "errors", "made"} <= {page.stem for page in found}
+    for page in found:
+        yield page.name, parse(page)
+
+
+def test_pages_are_valid_and_name_what_they_are(site: Path) -> None:
+    for name, page in pages(site):
+        assert page.get("lang") == "en", name
+        assert len(list(page.iter("h1"))) == 1, name
+        assert len(list(page.iter("main"))) == 1, name
+        ids = [element.get("id") for element in page.iter() if element.get("id")]
+        assert len(ids) == len(set(ids)), name
+        levels = [int(element.tag[1]) for element in page.iter() if element.tag in ("h1", "h2", "h3")]
+        assert levels[0] == 1, name
+        assert all(after - before <= 1 for before, after in pairwise(levels)), name
+        for image in page.iter("img"):
+            assert image.get("alt") is not None, name
+            assert image.get("width"), name
+        for chart in page.iter("svg"):
+            assert chart.get("aria-hidden") == "true" or chart.get("aria-label"), name
+        for label in page.iter("label"):
+            assert any(child.tag in ("input", "select") for child in label.iter()), name
+
+
+def test_nothing_comes_from_elsewhere_and_nothing_runs_inline(site: Path) -> None:
+    for name, page in pages(site):
+        policies = [meta.get("content") for meta in page.iter("meta") if meta.get("http-equiv")]
+        assert policies == [policy for policy in policies if policy.startswith("default-src 'none'")], name
+        assert len(policies) == 1, name
+        assert "unsafe" not in policies[0], name
+        for element in page.iter():
+            assert not [key for key in element.attrib if str(key).startswith("on")], name
+            assert element.get("style") is None, name
+            for key in ("src", "srcset", "action", "formaction", "poster", "data"):
+                value = element.get(key)
+                assert value is None or not (urlsplit(value).scheme or value.startswith("//")), (name, value)
+        scripts = [script for script in page.iter("script") if script.get("type") != "application/json"]
+        assert [script.get("src") for script in scripts] == ["assets/report.js"], name
+        assert not list(page.iter("style")), name
+
+
+def test_links_lead_somewhere(site: Path) -> None:
+    known = {name: {element.get("id") for element in page.iter()} for name, page in pages(site)}
+    gone = {"photo-002.png", "photo-003.png"}  # everything() removes one and changes another
+    seen = set()
+    for name, page in pages(site):
+        for element in page.iter():
+            for key in ("href", "src"):
+                value = element.get(key)
+                if value is None or value == "data:,":
+                    continue
+                parts = urlsplit(value)
+                assert parts.scheme == "", value
+                target = site / unquote(parts.path) if parts.path else site / name
+                assert target.exists() or target.name in gone, value
+                if parts.fragment:
+                    assert unquote(parts.fragment) in known[target.name], value
+                seen.add(target.suffix)
+    assert {".html", ".png", ".webp", ".css", ".js"} <= seen
+
+
+def test_names_with_markup_are_text(site: Path) -> None:
+    shown = {}
+    for name, page in pages(site):
+        if not name.startswith("images"):
+            continue
+        facts = next(script.text for script in page.iter("script") if script.get("id") == "facts")
+        shown |= {fact["id"]: Path(fact["uri"]).name for fact in json.loads(facts)}
+        words = "".join(page.itertext())
+        for fact in json.loads(facts):
+            assert Path(fact["uri"]).name in words
+        raw = (site / name).read_text()
+        assert "<img src=x" not in raw
+        assert "49.png" not in raw  # {{ 7*7 }}
+        assert raw.count("</script>") == 2
+    assert {name.replace("/", "∕") for name in HOSTILE} <= set(shown.values())
+    assert "<script>alert(1)" in "".join(parse(site / "errors.html").itertext())
+    assert len(list(parse(site / "errors.html").iter("script"))) == 1
+
+
+def test_pages_keep_their_budget_and_the_book_is_right(site: Path) -> None:
+    book = json.loads((site / "report.json").read_text())
+    assert sorted(path for path in digest_of(site) if path != "report.json") == book["files"]
+    galleries = sorted(site.glob("images*.html"))
+    assert len(galleries) > 1
+    for gallery in galleries:
+        links = {element.get("src") for element in parse(gallery).iter() if element.get("src")}
+        opened = sum((site / link).stat().st_size for link in links) + gallery.stat().st_size
+        opened += (site / "assets" / "report.css").stat().st_size
+        assert opened <= 120_000
+        assert book["pages"][gallery.name] >= opened - 8_000
+    cards = [element.get("id") for gallery in galleries for element in parse(gallery).iter("article")]
+    assert len(cards) == len(set(cards)) == book["images"]
+
+
+def test_what_a_reader_learns(site: Path) -> None:
+    index, trust, errors, model = (text_of(site / f"{name}.html") for name in ("index", "trust", "errors", "model"))
+    assert "40 images scored by a head on tiny" in index
+    assert "The backbone is UNTRAINED" in index
+    assert "Validation passed in part" in index
+    assert "Could not be used 12 23.1% of the images" in index
+    assert "One cell covers 1/7 of the width" in index
+    assert "Spread between heads" in index
+    assert "beats <b>chance</b>" in trust
+    assert "2 <b>" in trust or "two <b>" in trust
+    assert errors.index("truncated") < errors.index("not an <i>image</i>")
+    assert "and 6 more" in errors
+    assert "Predicted against rated" in model
+    assert "AIS ranking, objective error" in model
+    gallery = "".join(text_of(page) for page in sorted(site.glob("images*.html")))
+    assert "could not be read again: not found" in gallery
+    assert "changed since the run: 96 × 96 pixels then, 7 × 5 now" in gallery
+    first = text_of(site / "images.html")
+    assert "rank 1 of 40" in first
+    assert "above 97.5% of the run" in first
+    assert "± 0.1" in first
+
+
+def test_every_chart_has_a_sentence(site: Path) -> None:
+    figures = [
+        figure
+        for _, page in pages(site)
+        for figure in page.iter("figure")
+        if figure.get("class", "").startswith("plot")
+    ]
+    assert len(figures) >= 12
+    for figure in figures:
+        words = " ".join(next(figure.iter("figcaption")).itertext())
+        assert len(words.split()) > 8
+        assert words.rstrip().endswith("."), words
+
+
+def test_a_small_run_is_shown_whole(tmp_path: Path) -> None:
+    paths = write_images(tmp_path / "photos", [f"{index}.png" for index in range(11)])
+    run = write_run(
+        tmp_path, [str(path) for path in paths], np.arange(11.0).tolist(), weighting="signed", untrained=False
+    )
+    made = report(run, tmp_path / "site")
+    assert made.images == 11
+    words = text_of(tmp_path / "site" / "images.html")
+    assert "All 11 images of the run" in words
+    assert "lowers the score · none · raises the score" in words
+    assert "UNTRAINED" not in text_of(tmp_path / "site" / "index.html")
+    assert not (tmp_path / "site" / "errors.html").exists()
+    assert "no evidence anywhere" in words  # the sixth heatmap is zero
+
+
+def test_one_image(tmp_path: Path) -> None:
+    paths = write_images(tmp_path / "photos", ["only.png"])
+    run = write_run(tmp_path, [str(paths[0])], [3.0])
+    assert report(run, tmp_path / "site").images == 1
+    words = text_of(tmp_path / "site" / "index.html")
+    assert "1 image scored" in words
+    assert "Lowest" not in words
+
+
+def test_errors_only(tmp_path: Path) -> None:
+    run = write_run(tmp_path, [], [], failures=[("/i/a.png", "truncated", "JPEG of 12 bytes")])
+    report(run, tmp_path / "site")
+    words = text_of(tmp_path / "site" / "index.html")
+    assert "Every image that was tried failed" in words
+    assert "100% of the images could not be used" in words
+    for page in (tmp_path / "site").glob("*.html"):
+        parse(page)
+
+
+def test_a_run_that_is_not_complete_says_so(tmp_path: Path) -> None:
+    paths = write_images(tmp_path / "photos", ["a.png", "b.png"])
+    run = write_run(tmp_path, [str(path) for path in paths], [1.0, float("nan")], complete=False)
+    report(run, tmp_path / "site")
+    words = text_of(tmp_path / "site" / "index.html")
+    assert "The run is not complete" in words
+    assert "1 score not finite" in words
+
+
+def test_equal_scores_and_extreme_ones(tmp_path: Path) -> None:
+    for name, scores in {"equal": [2.0] * 5, "far": [1.0, 1.1, 1.2, 1.3, 3e30]}.items():
+        paths = write_images(tmp_path / name / "photos", [f"{index}.png" for index in range(5)])
+        run = write_run(tmp_path / name, [str(path) for path in paths], scores)
+        assert report(run, tmp_path / name / "site").images == 5
+        for page in (tmp_path / name / "site").glob("*.html"):
+            parse(page)
+
+
+def test_made_again_it_is_the_same_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    paths = write_images(tmp_path / "photos", [f"{index}.png" for index in range(8)])
+    run = write_run(
+        tmp_path, [str(path) for path in paths], np.arange(8.0).tolist(), failures=[("/a", "truncated", "x")]
+    )
+    site = tmp_path / "site"
+    report(run, site)
+    first = digest_of(site)
+    report(run, site)
+    assert digest_of(site) == first
+    # Fewer images and no errors: what is left over goes, what is not ours stays.
+    (site / "notes.txt").write_text("mine")
+    book = json.loads((site / "report.json").read_text())
+    (tmp_path / "precious.webp").write_text("mine")
+    book["files"] += ["../precious.webp", "notes.txt", "images/../../precious.webp"]
+    (site / "report.json").write_text(json.dumps(book))
+    small = write_run(tmp_path / "small", [str(paths[0])], [1.0])
+    report(small, site)
+    assert sorted(path.name for path in (site / "images").iterdir()) == [
+        "0-heatmap.webp",
+        "0-image.webp",
+        "0-overlay.webp",
+    ]
+    assert not (site / "errors.html").exists()
+    assert (site / "notes.txt").exists()
+    assert (tmp_path / "precious.webp").exists()
+
+
+def test_into_an_object_store(tmp_path: Path) -> None:
+    from ais.storage import Storage
+
+    paths = write_images(tmp_path / "photos", ["a.png", "b.png"])
+    run = write_run(tmp_path, [str(path) for path in paths], [1.0, 2.0])
+    config = parse_config(ReportConfig, "", [f"run={run}", "output=memory://bucket/site"])
+    from ais.report import write_report
+
+    assert write_report(open_sources(config)).index == "memory:///bucket/site/index.html"
+    folder = Storage().open("memory://bucket/site")
+    page = (folder / "images.html").read_bytes().decode()
+    assert str(paths[0]) in page
+    assert "open the original" not in page
+
+
+def test_what_does_not_belong_is_refused(tmp_path: Path) -> None:
+    paths = write_images(tmp_path / "photos", ["a.png"])
+    run = write_run(tmp_path, [str(paths[0])], [1.0])
+    head = report_site.write_head(tmp_path / "head")
+    (tmp_path / "head" / "head.json").write_text('{"sha256": "cccc"}')
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "validation.json").write_text("[1]")
+    comparison = report_site.write_comparison(tmp_path / "comparison", ["a", "b"])
+    (tmp_path / "comparison" / "matrices.parquet").unlink()
+    for keys, said in {
+        (f"run={tmp_path}", f"output={tmp_path}/o"): rf"run: .* holds no run .*did you mean '{run}'",
+        (f"run={tmp_path}/photos", f"output={tmp_path}/o"): "OUTPUT/runs/RUN_ID",
+        (f"run={run}", f"output={run}"): "output: .* is the folder of a run",
+        (f"run={run}", f"output={tmp_path}/o", f"head={head}"): "head: the run was made with the head aaaa.*cccc",
+        (f"run={run}", f"output={tmp_path}/o", f"head={tmp_path}/none"): "not a head bundle: it has no head.json",
+        (f"run={run}", f"output={tmp_path}/o", f"validation={tmp_path}/broken"): "not a JSON object",
+        (f"run={run}", f"output={tmp_path}/o", f"comparison={comparison}"): "no matrices.parquet",
+    }.items():
+        with pytest.raises(AisError, match=said):
+            open_sources(parse_config(ReportConfig, "", keys))
+    with pytest.raises(ConfigError, match=r"near: expected list \[number, ...\], got \"high\""):
+        parse_config(ReportConfig, "", [f"run={run}", "output=o", "gallery.near=high"])
+
+
+def test_the_head_of_the_run_is_found_and_its_loss_is_noted(tmp_path: Path) -> None:
+    paths = write_images(tmp_path / "photos", ["a.png"])
+    head = report_site.write_head(tmp_path / "head")
+    run = write_run(tmp_path, [str(paths[0])], [1.0], config_yaml=f"head: {head}\nimportance: {tmp_path}/gone\n")
+    sources = open_sources(parse_config(ReportConfig, "", [f"run={run}", f"output={tmp_path}/site"]))
+    assert sources.head is not None
+    assert "the importance that the run was made with" in sources.notes[0]
+    assert "left out" in sources.describe()
+
+
+def test_the_job_starts_fast_and_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = write_images(tmp_path / "photos", ["a.png"])
+    run = write_run(tmp_path, [str(paths[0])], [1.0])
+    assert main([f"run={run}", f"output={tmp_path}/site", "--dry-run"]) == 0
+    assert "page_bytes: 6000000" in capsys.readouterr().out
+    assert not (tmp_path / "site").exists()
+    code = f"""
+import sys
+from jobs.report import main
+assert main(["run={run}", "output={tmp_path}/site"]) == 0
+print(sorted({{"ray", "torch", "scipy", "s3fs"}} & set(sys.modules)))
+"""
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT).stdout
+    assert out.strip().endswith("[]")
+    assert f"open        {tmp_path}/site/index.html" in out
+
+
+@pytest.fixture(scope="module")
+def script() -> MiniRacer:
+    """The script of the pages, in V8 without a document."""
+    engine = MiniRacer()
+    engine.eval((files("ais.report") / "static" / "report.js").read_text())
+    engine.eval(
+        """const facts = [
+             {id: 3, score: 2.5, spread: null, uri: "/Photos/Cat.png", choices: ["highest"]},
+             {id: 12, score: -1, spread: 0.3, uri: "s3://b/dog 12.png", choices: []},
+             {id: 1, score: 2.5, spread: 0.1, uri: "/x/<b>.png", choices: ["highest", "near 2.5"]}];
+           const ids = (...query) => facts.filter((f) => gallery.fits(f, gallery.query(...query))).map((f) => f.id);"""
+    )
+    return engine
+
+
+@pytest.mark.parametrize(
+    ("query", "ids"),
+    [
+        ('"", "", "", ""', [3, 12, 1]),
+        ('"", "2.5", "", ""', [3, 1]),
+        ('"", "", "2.49", ""', [12]),
+        ('"", "3", "2", ""', []),
+        ('"", "x", " ", ""', [3, 12, 1]),
+        ('" CAT ", "", "", ""', [3]),
+        ('"12", "", "", ""', [12]),
+        ('"<B>", "", "", ""', [1]),
+        ('".*", "", "", ""', []),
+        ('"", "", "", "near 2.5"', [1]),
+        ('"png", "0", "5", "highest"', [3, 1]),
+    ],
+)
+def test_the_filter(script: MiniRacer, query: str, ids: list[int]) -> None:
+    assert json.loads(script.eval(f"JSON.stringify(ids({query}))")) == ids
+
+
+def test_order_steps_and_counts(script: MiniRacer) -> None:
+    orders = {"high": [1, 3, 12], "low": [12, 1, 3], "spread": [12, 1, 3], "id": [1, 3, 12], "nonsense": [1, 3, 12]}
+    for order, ids in orders.items():
+        assert json.loads(script.eval(f"JSON.stringify(gallery.ordered(facts, '{order}').map((f) => f.id))")) == ids
+    steps = {"-1, 1, 5": 0, "-1, -1, 5": 4, "4, 1, 5": 4, "0, -1, 5": 0, "2, 1, 5": 3}
+    assert {args: script.eval(f"gallery.step({args})") for args in steps} == steps
+    assert script.eval("gallery.counted(1, 1)") == "1 image"
+    assert script.eval("gallery.counted(1200, 3400)") == "1,200 of 3,400 images"
+
+
+def test_the_style_sheet_reaches_nowhere() -> None:
+    style = (files("ais.report") / "static" / "report.css").read_text()
+    assert not re.findall(r"url\(|@import|@font-face", style)
+    defined, used = set(re.findall(r"(--[a-z-]+):", style)), set(re.findall(r"var\((--[a-z-]+)\)", style))
+    assert used <= defined
