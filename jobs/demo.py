@@ -11,7 +11,16 @@ from pathlib import Path
 if __name__ == "__main__":  # so that a checkout works without being installed
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from ais.config import DemoConfig, HeatmapsConfig, RatingsConfig, TrainConfig, load_config, run_job, to_yaml
+from ais.config import (
+    DemoConfig,
+    HeatmapsConfig,
+    RatingsConfig,
+    ReportConfig,
+    TrainConfig,
+    load_config,
+    run_job,
+    to_yaml,
+)
 
 
 def train_config(config: DemoConfig, folder: Path) -> TrainConfig:
@@ -39,8 +48,19 @@ def heatmaps_config(config: DemoConfig, folder: Path) -> HeatmapsConfig:
     )
 
 
+def report_config(config: DemoConfig, folder: Path, run: str) -> ReportConfig:
+    """What `jobs/report.py` is run with."""
+    return ReportConfig(
+        run=run,
+        output=str(folder / "report"),
+        title="Planted discs",
+        head=str(folder / "head"),
+        storage=config.storage,
+    )
+
+
 def main(argv: list[str]) -> int:
-    """Plant, train, run, point; return the exit code."""
+    """Plant, train, run, point, report; return the exit code."""
     loaded = load_config(DemoConfig, argv, doc=__doc__ or "")
     config = loaded.config
     folder = Path(config.output).resolve()
@@ -51,7 +71,7 @@ def main(argv: list[str]) -> int:
     from ais.pipeline.prepare import prepare_heatmaps
     from ais.planted import PlantedSpec, make_planted
     from ais.pointing import extreme_pictures, play_pointing_game
-    from jobs import heatmaps, train
+    from jobs import heatmaps, report, train
 
     started = time.monotonic()
     print("\n1. Planting images whose rating grows with the area of a striped disc\n")
@@ -77,6 +97,9 @@ def main(argv: list[str]) -> int:
     print("pictures    of the three highest and the three lowest scores:")
     for score, picture in extreme_pictures(prepared.run, folder / "overlays", 3):
         print(f"            {score:5.2f}  {picture}")
+
+    print("\n5. Pages to look at (jobs/report.py)\n")
+    report.run(report_config(config, folder, prepared.run.folder.address))
     if prepared.weights.untrained:
         print(
             "\nThe backbone is UNTRAINED: random weights, which is enough to see planted discs and not enough for "

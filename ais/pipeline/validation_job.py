@@ -5,6 +5,7 @@ checks.parquet         a row per check: name, claim, outcome, value, low, high, 
 protocol.parquet       a row per measure, order, seed and fold: where it stopped, and the values there and of all maps
 curves.parquet         mean test value by measure, order and number of maps
 faithfulness.parquet   a row per image, fill, mode and method: area under the curve, plain and normalised
+deletion.parquet       mean score along deletion and insertion, by fill, mode and method
 images.parquet         a row per image: rating, score, rank correlations between heads
 localisation.parquet   a row per image and method: pointing hit, overlap with the mask, chance; where masks are given
 deletion.png, cumulative.png
@@ -268,6 +269,7 @@ def write_validation(prepared: PreparedValidation, sample: Sample, findings: Fin
     write_table(folder / "checks.parquet", pa.Table.from_pylist([check.as_dict() for check in checks]))
     write_table(folder / "images.parquet", _images_table(images, prepared.ratings[sample.rows], sample, findings))
     write_table(folder / "faithfulness.parquet", _faithfulness_table(images[sample.curved], findings))
+    write_table(folder / "deletion.parquet", _deletion_table(findings))
     if findings.localisation:
         write_table(folder / "localisation.parquet", _localisation_table(images[sample.curved], findings))
     if findings.protocol:
@@ -324,6 +326,18 @@ def _faithfulness_table(images: np.ndarray, findings: Findings) -> pa.Table:
                 }
                 share = pa.array(normalised[mode], from_pandas=True)
                 tables.append(pa.table({**columns, "area": area, "normalised_area": share}))
+    return pa.concat_tables(tables)
+
+
+def _deletion_table(findings: Findings) -> pa.Table:
+    """The curves of ``deletion.png``."""
+    tables = []
+    for fill, methods in findings.faithfulness.curves.items():
+        for method, curves in methods.items():
+            for mode, scores in (("deletion", curves.deletion.mean(0)), ("insertion", curves.insertion.mean(0))):
+                names = {"fill": fill, "mode": mode, "method": method}
+                columns = {name: [value] * len(scores) for name, value in names.items()}
+                tables.append(pa.table({**columns, "share": np.linspace(0, 1, len(scores)), "score": scores}))
     return pa.concat_tables(tables)
 
 

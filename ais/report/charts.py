@@ -41,7 +41,7 @@ class Scale:
     end: float
     logarithmic: bool = False
 
-    def __call__(self, values: ArrayLike) -> NDArray:
+    def __call__(self, values: ArrayLike) -> NDArray[np.float64]:
         """Places of values."""
         ends, found = np.array([self.low, self.high], np.float64), np.asarray(values, np.float64)
         if self.logarithmic:
@@ -85,7 +85,7 @@ def bins(low: float, high: float, count: int = 36) -> NDArray[np.float64]:
     """Edges of about ``count`` bins of a round width around ``low`` to ``high``."""
     low, high = nice_range([low, high], count=count)
     step = nice_step((high - low) / count)
-    return np.arange(round(low / step), round(high / step) + 1) * step
+    return np.arange(round(low / step), round(high / step) + 1, dtype=np.float64) * step
 
 
 def histogram(

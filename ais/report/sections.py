@@ -426,7 +426,7 @@ def _model_cautions(sources: Sources) -> list[Caution]:
                 "stop",
                 "The backbone is UNTRAINED",
                 f"Its weights are random{'' if seed is None else f' (seed {seed})'}. That is enough to see planted "
-                "shapes and not enough for photographs: take these scores and heatmaps as a trial of the machinery, no more.",
+                "shapes and not enough for photographs: take what follows as a trial of the machinery, no more.",
             )
         )
     found.append(verdict(sources))
@@ -483,8 +483,8 @@ def _run_cautions(sources: Sources, overview: Overview | None, failed: int, outs
             Caution(
                 "stop",
                 "The run is not complete",
-                f"{counted(listed, 'image')} were listed, {whole((overview.count if overview else 0) + failed)} are done."
-                " Start the run again with the same command, then make the report again.",
+                f"{counted(listed, 'image')} were listed, {whole((overview.count if overview else 0) + failed)} "
+                "are done. Start the run again with the same command, then make the report again.",
             )
         )
     if failed:
@@ -525,7 +525,7 @@ def _heatmap_cautions(sources: Sources, looked_at: float | None) -> list[Caution
             "care",
             f"A heatmap has {height} × {width} cells",
             f"One cell covers 1/{width} of the width and 1/{height} of the height of what the model saw, and looks at "
-            "more than it covers. The smooth colours between cells are interpolated: nothing smaller than a cell is located"
+            "more than it covers. Colours between cells are interpolated: nothing smaller than a cell is located"
             + (", and this map is coarse." if coarse else "."),
         ),
         Caution(
