@@ -1,5 +1,11 @@
 """Alignment-importance scores of feature maps over whole sets of images."""
 
-from ais.importance.bundle import ImportanceError, ImportanceRecord, load_importance, save_importance
+from ais.importance.bundle import (
+    ImportanceError,
+    ImportanceRecord,
+    load_importance,
+    load_importance_by_image,
+    save_importance,
+)
 
-__all__ = ["ImportanceError", "ImportanceRecord", "load_importance", "save_importance"]
+__all__ = ["ImportanceError", "ImportanceRecord", "load_importance", "load_importance_by_image", "save_importance"]

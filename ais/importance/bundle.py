@@ -1,4 +1,7 @@
-"""An AIS vector on disk: ``importance.parquet``, a row per feature map, and ``importance.json``, what it belongs to."""
+"""An AIS vector on disk: ``importance.parquet``, a row per feature map, and ``importance.json``, what it belongs to.
+
+Individual similarity AIS also has ``importance_by_image.parquet``: ``uri`` and ``ais``, a list of C numbers, per image.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ais.errors import AisError
-from ais.storage import Storage
+from ais.storage import Folder, Storage
 
 FORMAT = 1
 TABLE_FILE = "importance.parquet"
 RECORD_FILE = "importance.json"
+BY_IMAGE_FILE = "importance_by_image.parquet"
 
 
 class ImportanceError(AisError):
@@ -60,7 +64,12 @@ class ImportanceRecord:
 
 
 def save_importance(
-    address: str, importance: pa.Table, record: ImportanceRecord, details: dict[str, Any], storage: Storage
+    address: str,
+    importance: pa.Table,
+    record: ImportanceRecord,
+    details: dict[str, Any],
+    storage: Storage,
+    by_image: pa.Table | None = None,
 ) -> None:
     """Write a bundle; ``importance.json`` last.
 
@@ -70,14 +79,44 @@ def save_importance(
         record: what it belongs to.
         details: further entries of ``importance.json`` for people to read.
         storage: how to reach the folder.
+        by_image: of `ais.importance.ranking.by_image_table`, for individual AIS.
     """
     folder = storage.open(address)
+    _replace_table(folder / BY_IMAGE_FILE, by_image)
     data = io.BytesIO()
     pq.write_table(importance, data, compression="zstd")
     (folder / TABLE_FILE).write_bytes(data.getvalue())
     digest = hashlib.sha256(data.getvalue()).hexdigest()
     document = {"format": FORMAT, **asdict(record), "sha256": digest, **details}
     (folder / RECORD_FILE).write_text(json.dumps(document, indent=2) + "\n")
+
+
+def _replace_table(place: Folder, table: pa.Table | None) -> None:
+    if table is not None:
+        data = io.BytesIO()
+        pq.write_table(table, data, compression="zstd")
+        place.write_bytes(data.getvalue())
+    elif place.exists():
+        place.remove()  # of an earlier bundle, which is being replaced
+
+
+def load_importance_by_image(address: str, storage: Storage) -> tuple[list[str], np.ndarray]:
+    """Read the individual AIS of a bundle: addresses of N images, and ``(N, C)`` float64.
+
+    Raises:
+        ImportanceError: the bundle has none, or it is damaged.
+    """
+    place = storage.open(address) / BY_IMAGE_FILE
+    try:
+        table = pq.read_table(io.BytesIO(place.read_bytes()), columns=["uri", "ais"])
+        ais = table["ais"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ImportanceError(
+            f"{address!r} has no AIS by image; jobs/importance.py objective=similarity level=individual writes it"
+        ) from error
+    except (ValueError, KeyError, pa.ArrowException) as error:
+        raise ImportanceError(f"{BY_IMAGE_FILE} in {address!r} cannot be used: {error}") from error
+    return table["uri"].to_pylist(), ais
 
 
 def load_importance(address: str, storage: Storage) -> tuple[np.ndarray, ImportanceRecord, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ais.importance.similarity import _correlations, pearson, upper_triangle
+from ais.importance.similarity import correlations, pearson, upper_triangle
 
 _NUMBERS_AT_ONCE = 2**17  # a chunk and its temporaries stay in the cache: three times as fast as 2**22
 
@@ -42,7 +42,7 @@ def similarity_curve(
     for row, (images, human) in enumerate(humans):
         target = upper_triangle(human)
         gram, sums = present[images] @ present[images].T, present[images].sum(1)
-        start_similarity = _correlations(gram[None], sums[None], dimensions)
+        start_similarity = correlations(gram[None], sums[None], dimensions)
         curves[row, 0] = float(pearson(upper_triangle(start_similarity), target)[0]) ** 2
         new = intact[np.ix_(images, first + order)].T  # (C, n), in the order of adding
         old = replaced[np.ix_(images, order)].T
@@ -52,7 +52,7 @@ def similarity_curve(
             changes = new[part, :, None] * new[part, None, :] - old[part, :, None] * old[part, None, :]
             grams = gram + np.cumsum(changes, axis=0)
             totals = sums + np.cumsum(new[part] - old[part], axis=0)
-            similarity = upper_triangle(_correlations(grams, totals, dimensions))
+            similarity = upper_triangle(correlations(grams, totals, dimensions))
             curves[row, 1 + start : 1 + start + len(grams)] = pearson(similarity, target) ** 2
             gram, sums = grams[-1], totals[-1]
     return curves

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ais.importance.effects import QUANTITIES, EffectSums
+from ais.importance.jackknife import JackknifedAIS
 
 _BLUE, _GREY = "#1f5fa8", "#8c8c8c"
 
@@ -36,14 +38,19 @@ def effects_table(sums: EffectSums, objective: str) -> pa.Table:
     return pa.table(columns | {f"mean_{quantity}": sums.mean(quantity) for quantity in quantities})
 
 
-def similarity_table(ais: np.ndarray) -> pa.Table:
-    """Table of the objective ``similarity``: collective ``(C,)``, or individual ``(N, C)`` averaged over images."""
-    mean = ais if ais.ndim == 1 else ais.mean(0)
-    columns = {"map": np.arange(len(mean)), "ais": mean, "rank": rank_of(mean)}
-    if ais.ndim == 2:
-        spread = ais.std(0, ddof=1) / np.sqrt(len(ais))
-        columns |= {"ais_low": mean - 1.96 * spread, "ais_high": mean + 1.96 * spread}
-    return pa.table(columns)
+def similarity_table(found: JackknifedAIS) -> pa.Table:
+    """Table of the objective ``similarity``: map, ais (of the set), rank, and 95% jackknife intervals over images."""
+    low, high = found.interval()
+    columns = {"map": np.arange(len(found.mean)), "ais": found.mean, "rank": rank_of(found.mean)}
+    return pa.table(
+        columns | {"ais_low": pa.array(low, from_pandas=True), "ais_high": pa.array(high, from_pandas=True)}
+    )
+
+
+def by_image_table(uris: Sequence[str], ais: np.ndarray) -> pa.Table:
+    """Table of individual AIS: ``uri``, and ``ais`` as a list of C float64, map 0 first; a row an image."""
+    values = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(ais).ravel()), ais.shape[1])
+    return pa.table({"uri": pa.array(uris, pa.string()), "ais": values})
 
 
 def ranking_png(table: pa.Table, what: str) -> bytes:

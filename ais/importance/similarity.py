@@ -12,7 +12,7 @@ instead of O(N² D). Everything is float64: Gram matrices of raw embeddings lose
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -68,6 +68,14 @@ def upper_triangle(matrices: np.ndarray) -> np.ndarray:
     return matrices[..., rows, columns]
 
 
+def off_diagonal(matrices: np.ndarray) -> np.ndarray:
+    """Return each row of ``(…, N, N)`` without its own image, ``(…, N, N - 1)``."""
+    count = matrices.shape[-1]
+    flat = matrices.reshape(*matrices.shape[:-2], count * count)
+    # After the first number, every (N + 1)-th lies on the diagonal.
+    return flat[..., 1:].reshape(*flat.shape[:-1], count - 1, count + 1)[..., :-1].reshape(*flat.shape[:-1], count, -1)
+
+
 def pearson(values: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Pearson correlation of ``(…, P)`` with ``(P,)`` or ``(…, P)`` along the last axis; 0 where one is constant."""
     values = values - values.mean(-1, keepdims=True)
@@ -83,6 +91,11 @@ def alignment(embeddings: np.ndarray, human: np.ndarray) -> float:
     return float(pearson(upper_triangle(similarity), upper_triangle(human)))
 
 
+def similarity_of(embeddings: np.ndarray) -> np.ndarray:
+    """Similarity ``(N, N)`` of the images with embeddings ``(N, D)``: ``numpy.corrcoef``, in float64."""
+    return np.asarray(np.corrcoef(embeddings.astype(np.float64)))
+
+
 def collective_ais(embeddings: np.ndarray, replacements: np.ndarray, first: int, human: np.ndarray) -> np.ndarray:
     """Collective AIS ``(C,)``: ``R²(all maps) - R²(without map k)``, k ablated in every image; channelwise tails.
 
@@ -92,93 +105,103 @@ def collective_ais(embeddings: np.ndarray, replacements: np.ndarray, first: int,
         first: coordinate of map 0.
         human: ``(N, N)``, checked by `check_human_matrix`.
     """
-    count, dimensions = embeddings.shape
-    maps = replacements.shape[1]
-    # Correlations do not change when every coordinate is shifted alike; a shift keeps the squares small.
-    shift = float(embeddings.mean())
-    intact, replaced = embeddings.astype(np.float64) - shift, replacements.astype(np.float64) - shift
-    gram, sums = intact @ intact.T, intact.sum(1)
-    owned = intact[:, first : first + maps]
-    target = upper_triangle(human)
-    without = np.empty(maps)
-    step = max(1, _NUMBERS_AT_ONCE // (count * count))
-    for start in range(0, maps, step):
-        old, new = owned[:, start : start + step].T, replaced[:, start : start + step].T  # (c, N)
-        changed = gram + new[:, :, None] * new[:, None, :] - old[:, :, None] * old[:, None, :]
-        total = sums + new - old
-        without[start : start + step] = pearson(upper_triangle(_correlations(changed, total, dimensions)), target)
-    return alignment(embeddings, human) ** 2 - without**2
-
-
-def collective_ais_of(ablated: Iterable[np.ndarray], embeddings: np.ndarray, human: np.ndarray) -> np.ndarray:
-    """Collective AIS ``(C,)`` for any tail, from the ablated embeddings ``(N, D)`` of map 0, 1, 2, …"""
-    without = np.array([alignment(changed, human) for changed in ablated])
-    return alignment(embeddings, human) ** 2 - without**2
+    return collective_ais_of(collective_similarities(embeddings, replacements, first), similarity_of(embeddings), human)
 
 
 def individual_ais(embeddings: np.ndarray, replacements: np.ndarray, first: int, human: np.ndarray) -> np.ndarray:
     """Individual AIS ``(N, C)``: ``r_i - r_i(k)``, only image i's map k ablated; channelwise tails.
 
     ``r_i`` is the correlation, over the other images j, of the model's similarity of i and j with the human one.
+    Arguments as `collective_ais`.
+    """
+    return individual_ais_of(individual_similarities(embeddings, replacements, first), similarity_of(embeddings), human)
+
+
+def collective_ais_of(ablated: Iterable[np.ndarray], intact: np.ndarray, human: np.ndarray) -> np.ndarray:
+    """Collective AIS ``(C,)`` for any tail.
 
     Args:
-        embeddings: ``(N, D)`` intact.
-        replacements: ``(N, C)`` value of coordinate ``first + k`` with map k ablated.
-        first: coordinate of map 0.
-        human: ``(N, N)``, checked by `check_human_matrix`.
+        ablated: parts ``(c, N, N)`` of the C similarities with one map ablated in all images, map 0 first.
+        intact: ``(N, N)`` similarity with all maps.
+        human: ``(N, N)``.
+    """
+    target = upper_triangle(human)
+    without = np.concatenate([pearson(upper_triangle(part), target) for part in ablated])
+    return pearson(upper_triangle(intact), target) ** 2 - without**2
+
+
+def individual_ais_of(ablated: Iterable[np.ndarray], intact: np.ndarray, human: np.ndarray) -> np.ndarray:
+    """Individual AIS ``(N, C)`` for any tail.
+
+    Args:
+        ablated: parts ``(c, N, N)`` of the C similarities of image i (row) with one map ablated, map 0 first, and the
+            intact image j (column).
+        intact: ``(N, N)`` similarity with all maps.
+        human: ``(N, N)``.
+    """
+    target = off_diagonal(human)
+    without = np.concatenate([pearson(off_diagonal(part), target) for part in ablated])  # (C, N)
+    return (pearson(off_diagonal(intact), target) - without).T
+
+
+def collective_similarities(embeddings: np.ndarray, replacements: np.ndarray, first: int) -> Iterator[np.ndarray]:
+    """Yield the similarities ``(c, N, N)`` with one map ablated in all images, part after part of the C maps.
+
+    Arguments as `collective_ais`.
     """
     count, dimensions = embeddings.shape
     maps = replacements.shape[1]
-    shift = float(embeddings.mean())
-    intact = embeddings.astype(np.float64) - shift
-    change = replacements.astype(np.float64) - shift - intact[:, first : first + maps]  # (N, C)
+    intact, replaced = _shifted(embeddings, replacements)
     gram, sums = intact @ intact.T, intact.sum(1)
-    spread = np.sqrt(np.diag(gram) - sums**2 / dimensions)  # (N,) norm of a centred embedding
-    result = np.empty((count, maps))
-    for i in range(count):
-        others = np.arange(count) != i
-        delta = change[i]  # (C,)
-        products = gram[i, others] + delta[:, None] * intact[others, first : first + maps].T  # (C, N - 1)
-        total = sums[i] + delta
-        square = gram[i, i] + delta * (2 * intact[i, first : first + maps] + delta)
-        norm = np.sqrt(np.maximum(square - total**2 / dimensions, 0))
-        centred = products - total[:, None] * sums[others] / dimensions
-        similarity = np.divide(
-            centred, norm[:, None] * spread[others], out=np.zeros_like(centred), where=norm[:, None] > 0
-        )
-        now = (gram[i, others] - sums[i] * sums[others] / dimensions) / (spread[i] * spread[others])
-        result[i] = pearson(now, human[i, others]) - pearson(similarity, human[i, others])
-    return result
+    owned = intact[:, first : first + maps]
+    step = max(1, _NUMBERS_AT_ONCE // (count * count))
+    for start in range(0, maps, step):
+        old, new = owned[:, start : start + step].T, replaced[:, start : start + step].T  # (c, N)
+        changed = gram + new[:, :, None] * new[:, None, :] - old[:, :, None] * old[:, None, :]
+        yield correlations(changed, sums + new - old, dimensions)
 
 
-def _correlations(grams: np.ndarray, sums: np.ndarray, dimensions: int) -> np.ndarray:
-    """``corrcoef`` of rows from their Gram matrices ``(c, N, N)`` and sums ``(c, N)``."""
+def individual_similarities(embeddings: np.ndarray, replacements: np.ndarray, first: int) -> Iterator[np.ndarray]:
+    """Yield the similarities ``(c, N, N)`` of image i (row) with one map ablated and the intact image j (column).
+
+    Arguments as `collective_ais`.
+    """
+    count, dimensions = embeddings.shape
+    maps = replacements.shape[1]
+    intact, replaced = _shifted(embeddings, replacements)
+    owned = intact[:, first : first + maps]
+    gram, sums = intact @ intact.T, intact.sum(1)
+    norms = np.sqrt(np.diag(gram) - sums**2 / dimensions)
+    step = max(1, _NUMBERS_AT_ONCE // (count * count))
+    for start in range(0, maps, step):
+        old, new = owned[:, start : start + step].T, replaced[:, start : start + step].T  # (c, N)
+        change = new - old
+        products = gram + change[:, :, None] * old[:, None, :]
+        totals = sums + change
+        squares = np.diag(gram) + change * (2 * old + change) - totals**2 / dimensions
+        centred = products - totals[:, :, None] * (sums / dimensions)
+        scale = np.sqrt(np.maximum(squares, 0))[:, :, None] * norms
+        yield np.divide(centred, scale, out=np.zeros_like(centred), where=scale > 0)
+
+
+def _shifted(embeddings: np.ndarray, replacements: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both in float64 less the mean embedding: no correlation changes, and squares stay small."""
+    shift = float(embeddings.mean())
+    return embeddings.astype(np.float64) - shift, replacements.astype(np.float64) - shift
+
+
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    """Centre each row of ``(…, D)`` and divide it by its norm, so that products are Pearson correlations."""
+    rows = rows - rows.mean(-1, keepdims=True)
+    norms = np.linalg.norm(rows, axis=-1, keepdims=True)
+    return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+
+
+def correlations(grams: np.ndarray, sums: np.ndarray, dimensions: int) -> np.ndarray:
+    """``corrcoef`` ``(c, N, N)`` of rows of D numbers from their Gram matrices ``(c, N, N)`` and sums ``(c, N)``."""
     centred = grams - sums[:, :, None] * sums[:, None, :] / dimensions
     norms = np.sqrt(np.diagonal(centred, axis1=1, axis2=2))
     return centred / (norms[:, :, None] * norms[:, None, :])
-
-
-def individual_ais_of(ablated: np.ndarray, embeddings: np.ndarray, image: int, human: np.ndarray) -> np.ndarray:
-    """Individual AIS ``(c,)`` of one image for any tail.
-
-    Args:
-        ablated: ``(c, D)`` its embedding with each of c maps ablated.
-        embeddings: ``(N, D)`` intact.
-        image: its index i.
-        human: ``(N, N)``, checked by `check_human_matrix`.
-    """
-    others = np.arange(len(embeddings)) != image
-    rows = np.concatenate([embeddings[image : image + 1], ablated]).astype(np.float64)
-    similarity = _unit_rows(rows) @ _unit_rows(embeddings[others].astype(np.float64)).T
-    agreement = pearson(similarity, human[image, others])
-    return agreement[0] - agreement[1:]
-
-
-def _unit_rows(rows: np.ndarray) -> np.ndarray:
-    """Centre each row and divide it by its norm, so that products are Pearson correlations."""
-    rows = rows - rows.mean(1, keepdims=True)
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
 
 
 def collective_ais_reference(

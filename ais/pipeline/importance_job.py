@@ -17,10 +17,18 @@ from ais.explainer import geometry_of
 from ais.heads import read_record
 from ais.images import Limits
 from ais.importance import ImportanceRecord, save_importance
-from ais.importance.general import general_similarity_ais
+from ais.importance.general import general_similarities
+from ais.importance.jackknife import JackknifedAIS, jackknifed_ais
 from ais.importance.matrix import read_matrix
-from ais.importance.ranking import effects_table, ranking_png, similarity_table
-from ais.importance.similarity import alignment, check_human_matrix, collective_ais, individual_ais
+from ais.importance.ranking import by_image_table, effects_table, ranking_png, similarity_table
+from ais.importance.similarity import (
+    check_human_matrix,
+    collective_similarities,
+    individual_similarities,
+    pearson,
+    similarity_of,
+    upper_triangle,
+)
 from ais.pipeline.cluster import Pools, cluster_pools
 from ais.pipeline.columns import unpack
 from ais.pipeline.explain import choose_device
@@ -91,11 +99,13 @@ class ImportanceResult:
         table: with ``map``, ``ais`` and ``rank`` at least.
         details: for ``importance.json``.
         unreadable: images that could not be used.
+        by_image: individual AIS of every image, for ``level=individual``.
     """
 
     table: pa.Table
     details: dict[str, Any]
     unreadable: list[Unreadable]
+    by_image: pa.Table | None = None
 
 
 def prepare_importance(config: ImportanceConfig) -> PreparedImportance:
@@ -196,17 +206,22 @@ def _similarity(prepared: PreparedImportance) -> ImportanceResult:
         )
         first = model.source.load("cpu").split.coordinates
         assert first is not None
-        compute = collective_ais if config.level == "collective" else individual_ais
-        ais = compute(embeddings, replacements, first.offset, human)
-        details["agreement"] = alignment(embeddings, human) ** 2
+        ablated = collective_similarities if config.level == "collective" else individual_similarities
+        intact = similarity_of(embeddings)
+        found = jackknifed_ais(ablated(embeddings, replacements, first.offset), intact, human, config.level)
     else:
         pools = cluster_pools(config.compute)
         task = ray.remote(num_cpus=pools.scoring_cpus, num_gpus=pools.scoring_gpus)(_general_similarity)
-        ais = ray.get(task.remote(prepared, pools))
-    return ImportanceResult(similarity_table(ais), details, [])
+        intact, found = ray.get(task.remote(prepared, pools))
+    details["agreement"] = float(pearson(upper_triangle(intact), upper_triangle(human))) ** 2
+    details["interval"] = "95%, delete-one jackknife over images"
+    by_image = None
+    if config.level == "individual":
+        by_image = by_image_table([image.uri for image in prepared.images], found.ais)
+    return ImportanceResult(similarity_table(found), details, [], by_image)
 
 
-def _general_similarity(prepared: PreparedImportance, pools: Pools) -> np.ndarray:
+def _general_similarity(prepared: PreparedImportance, pools: Pools) -> tuple[np.ndarray, JackknifedAIS]:
     """Similarity AIS of a tail that mixes maps, in one task; runs on a worker."""
     if pools.scoring_threads is not None:
         torch.set_num_threads(pools.scoring_threads)
@@ -235,7 +250,8 @@ def _general_similarity(prepared: PreparedImportance, pools: Pools) -> np.ndarra
         )
         batches.append(backbone.normalise(pixels.to(device)))
     assert prepared.human is not None
-    return general_similarity_ais(backbone, batches, prepared.human, config.level, config.compute.chunk)
+    intact, ablated = general_similarities(backbone, batches, config.level, config.compute.chunk)
+    return intact, jackknifed_ais(ablated, intact, prepared.human, config.level)
 
 
 def write_importance(prepared: PreparedImportance, result: ImportanceResult) -> str:
@@ -253,7 +269,7 @@ def write_importance(prepared: PreparedImportance, result: ImportanceResult) -> 
         "untrained": model.weights.untrained,
         "versions": versions(),
     }
-    save_importance(config.output, result.table, record, details, prepared.storage)
+    save_importance(config.output, result.table, record, details, prepared.storage, result.by_image)
     ais = result.table["ais"].to_numpy()
     top = np.argsort(-ais, kind="stable")[:5]
     lines = [

@@ -3,16 +3,20 @@
 import numpy as np
 import pytest
 
+from ais.importance.jackknife import JackknifedAIS, jackknifed_ais
 from ais.importance.similarity import (
     SimilarityError,
     alignment,
     check_human_matrix,
     collective_ais,
-    collective_ais_of,
     collective_ais_reference,
+    collective_similarities,
     individual_ais,
     individual_ais_reference,
+    individual_similarities,
+    off_diagonal,
     pearson,
+    similarity_of,
     upper_triangle,
 )
 
@@ -58,21 +62,66 @@ def test_float32_embeddings_are_not_rounded_further():
     )
 
 
-def test_any_tail_equals_channelwise():
-    embeddings, replacements, human = planted_case(9, 12, 12, first=0)
+def test_off_diagonal():
+    assert off_diagonal(np.arange(9).reshape(3, 3)).tolist() == [[1, 2], [3, 5], [6, 7]]
+    matrices = np.random.default_rng(0).normal(size=(4, 2, 5, 5))
+    expected = [[[np.delete(row, i) for i, row in enumerate(matrix)] for matrix in pair] for pair in matrices]
+    np.testing.assert_array_equal(off_diagonal(matrices), expected)
 
-    def ablated():
-        for k in range(12):
-            changed = embeddings.copy()
-            changed[:, k] = replacements[:, k]
-            yield changed
 
-    np.testing.assert_allclose(
-        collective_ais_of(ablated(), embeddings, human),
-        collective_ais(embeddings, replacements, 0, human),
-        rtol=0,
-        atol=1e-13,
+class TestJackknife:
+    @pytest.mark.parametrize(
+        ("level", "reference", "parts"),
+        [
+            ("collective", collective_ais_reference, collective_similarities),
+            ("individual", individual_ais_reference, individual_similarities),
+        ],
     )
+    def test_replicates_equal_the_set_without_each_image(self, level, reference, parts):
+        """Measured worst error 2e-15 of AIS up to 4e-2."""
+        embeddings, replacements, human = planted_case(9, 25, 12, first=4)
+        np.fill_diagonal(human, np.nan)  # never read
+        found = jackknifed_ais(parts(embeddings, replacements, 4), similarity_of(embeddings), human, level)
+        whole = reference(embeddings, replacements, 4, human)
+        np.testing.assert_allclose(found.ais, whole, rtol=0, atol=2e-14)
+        for j, replicate in enumerate(found.replicates):
+            kept = np.delete(np.arange(9), j)
+            expected = reference(embeddings[kept], replacements[kept], 4, human[np.ix_(kept, kept)])
+            np.testing.assert_allclose(replicate, np.atleast_2d(expected).mean(0), rtol=0, atol=2e-14)
+
+    def test_by_hand(self):
+        """Replicates 1, 2, 3, 4, 5 of five images: variance 4/5 · 10, 2.776 deviations each way."""
+        found = JackknifedAIS(np.array([3.0]), np.arange(1.0, 6)[:, None])
+        low, high = found.interval()
+        assert (low[0], high[0]) == pytest.approx((3 - 2.776445 * np.sqrt(8), 3 + 2.776445 * np.sqrt(8)), rel=1e-6)
+
+    def test_interval_covers_the_truth(self):
+        """300 sets of 25 images; the truth is the AIS of 1,000. Measured for the four maps: 0.95 to 0.98."""
+        rng = np.random.default_rng(0)
+        mixing = rng.normal(size=(3, 8))
+
+        def draw(count):
+            hidden = rng.normal(size=(count, 3))
+            embeddings = hidden @ mixing + 0.5 * rng.normal(size=(count, 8))
+            human = -np.linalg.norm(hidden[:, None] - hidden, axis=2)
+            return embeddings, np.zeros((count, 4)), human
+
+        embeddings, replacements, human = draw(1000)
+        truth = collective_ais(embeddings, replacements, 0, human)
+        covered = np.zeros(4)
+        for _ in range(300):
+            embeddings, replacements, human = draw(25)
+            parts = collective_similarities(embeddings, replacements, 0)
+            low, high = jackknifed_ais(parts, similarity_of(embeddings), human, "collective").interval()
+            covered += (low < truth) & (truth < high)
+        assert ((covered / 300 > 0.92) & (covered / 300 < 0.995)).all()
+
+    def test_too_few_images_have_no_interval(self):
+        embeddings, replacements, human = planted_case(4, 10, 3, first=0)
+        found = jackknifed_ais(
+            collective_similarities(embeddings, replacements, 0), similarity_of(embeddings), human, "collective"
+        )
+        assert np.isnan(found.interval()).all()
 
 
 def test_a_map_that_carries_the_judgment_scores_highest():
