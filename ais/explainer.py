@@ -156,7 +156,8 @@ class Explainer:
             maps = backbone.layer.map_shape[0] if backbone.layer else 0
             if self.importance.shape != (maps,):
                 raise BackboneError(
-                    f"the importance vector has shape {tuple(self.importance.shape)}, the layer has {maps} maps"
+                    f"the importance vector has shape {tuple(self.importance.shape)}, the layer has {maps} maps; "
+                    "make it for this layer with jobs/importance.py"
                 )
 
     @property

@@ -16,6 +16,7 @@ from ais.backbones import Backbone, embedding_fingerprint
 from ais.errors import HeadError
 from ais.storage import Storage
 
+_ANEW = "copy the bundle whole, or train it again with jobs/train.py"
 FORMAT = 1
 WEIGHTS_FILE = "head.safetensors"
 RECORD_FILE = "head.json"
@@ -104,7 +105,10 @@ class HeadEnsemble(nn.Module):
         self.record = record
         sizes = {head.in_features for head in self.variants}
         if len(sizes) != 1:
-            raise HeadError(f"heads of one ensemble must have the same number of inputs, these have {sorted(sizes)}")
+            raise HeadError(
+                f"heads of one ensemble must have the same number of inputs, these have {sorted(sizes)}; "
+                "train them on one backbone"
+            )
 
     @property
     def variants(self) -> list[RegressionHead]:
@@ -139,7 +143,7 @@ def check_belongs(head: HeadEnsemble, backbone: Backbone, preprocessing: str) ->
     if head.in_features != backbone.embedding_size:
         raise HeadError(
             f"the head takes embeddings of {head.in_features} numbers; {backbone.spec.name} gives "
-            f"{backbone.embedding_size}"
+            f"{backbone.embedding_size}; train one for it with jobs/train.py"
         )
     if head.record is not None:
         check_record(head.record, backbone.spec.name, backbone.weights.fingerprint, preprocessing)
@@ -147,7 +151,7 @@ def check_belongs(head: HeadEnsemble, backbone: Backbone, preprocessing: str) ->
         if head.record.embedding_fingerprint != expected:
             raise HeadError(
                 f"the head was trained on embeddings {head.record.embedding_fingerprint[:16]}…, this backbone and "
-                f"preprocessing give {expected[:16]}…; train a head for them"
+                f"preprocessing give {expected[:16]}…; train a head for them with jobs/train.py"
             )
 
 
@@ -163,7 +167,10 @@ def check_record(record: HeadRecord, backbone: str, weights_fingerprint: str, pr
         ("preprocessing", record.preprocessing, preprocessing),
     ):
         if trained != used:
-            raise HeadError(f"the head was trained with {what} {trained!r}, not {used!r}; use that or train another")
+            raise HeadError(
+                f"the head was trained with {what} {trained!r}, not {used!r}; "
+                "use that or train another with jobs/train.py"
+            )
 
 
 def save_head(
@@ -226,10 +233,10 @@ def load_head(address: str, storage: Storage = Storage()) -> HeadEnsemble:  # no
     try:
         data = (folder / WEIGHTS_FILE).read_bytes()
     except FileNotFoundError as error:
-        raise HeadError(f"{address!r} has {RECORD_FILE} but no {WEIGHTS_FILE}") from error
+        raise HeadError(f"{address!r} has {RECORD_FILE} but no {WEIGHTS_FILE}; {_ANEW}") from error
     digest = hashlib.sha256(data).hexdigest()
     if digest != record.sha256:
-        raise HeadError(f"{WEIGHTS_FILE} in {address!r} has SHA-256 {digest}, its record says {record.sha256}")
+        raise HeadError(f"{WEIGHTS_FILE} in {address!r} has SHA-256 {digest}, its record says {record.sha256}; {_ANEW}")
     try:
         heads = [
             RegressionHead(int(document["in_features"]), int(document["hidden"]), float(document["dropout"]))
@@ -238,7 +245,7 @@ def load_head(address: str, storage: Storage = Storage()) -> HeadEnsemble:  # no
         ensemble = HeadEnsemble(heads, record)
         ensemble.load_state_dict(safetensors.torch.load(data))
     except (KeyError, ValueError, RuntimeError) as error:
-        raise HeadError(f"{address!r} is not a usable head bundle: {error}") from error
+        raise HeadError(f"{address!r} is not a usable head bundle: {error}; {_ANEW}") from error
     ensemble.requires_grad_(False)
     return ensemble.eval()
 
@@ -255,11 +262,11 @@ def read_record(address: str, storage: Storage = Storage()) -> tuple[HeadRecord,
     except (FileNotFoundError, NotADirectoryError) as error:
         raise HeadError(f"{address!r} is no head bundle: it has no {RECORD_FILE}; jobs/train.py writes one") from error
     except ValueError as error:
-        raise HeadError(f"{RECORD_FILE} in {address!r} is not JSON: {error}") from error
+        raise HeadError(f"{RECORD_FILE} in {address!r} is not JSON: {error}; {_ANEW}") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         found = document.get("format") if isinstance(document, dict) else None
-        raise HeadError(f"{RECORD_FILE} in {address!r} has format {found!r}, this version reads {FORMAT}")
+        raise HeadError(f"{RECORD_FILE} in {address!r} has format {found!r}, this version reads {FORMAT}; {_ANEW}")
     try:
         return HeadRecord(**{name: document[name] for name in HeadRecord.__dataclass_fields__}), document
     except KeyError as error:
-        raise HeadError(f"{RECORD_FILE} in {address!r} lacks {error}") from error
+        raise HeadError(f"{RECORD_FILE} in {address!r} lacks {error}; {_ANEW}") from error

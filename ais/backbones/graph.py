@@ -152,15 +152,20 @@ def split_at(network: nn.Module, layer: str, images: Tensor) -> Split:
     try:
         graph = _LeafTracer(layer).trace(network)
     except Exception as error:  # whatever the traced forward raises
-        raise BackboneError(f"the network cannot be traced for ablation at {layer!r}: {error}") from error
+        raise BackboneError(
+            f"the network cannot be traced for ablation at {layer!r}: {error}; choose another layer"
+        ) from error
     calls = [node for node in graph.nodes if node.op == "call_module" and node.target == layer]
     if len(calls) != 1:
-        raise BackboneError(f"layer {layer!r} is called {len(calls)} times in a forward pass; ablation needs one call")
+        raise BackboneError(
+            f"layer {layer!r} is called {len(calls)} times in a forward pass, and ablation needs one call; "
+            "choose another layer"
+        )
     cut = calls[0]
     downstream = _downstream(graph, cut)
     output = next(node for node in graph.nodes if node.op == "output")
     if output not in downstream:
-        raise BackboneError(f"the embedding does not depend on layer {layer!r}")
+        raise BackboneError(f"the embedding does not depend on layer {layer!r}; choose one on the way to it")
     shapes = _shapes(network, graph, images)
     tail_nodes = [node for node in graph.nodes if node in downstream and node is not output]
     embedding = _as_node(output.args[0])
@@ -168,7 +173,8 @@ def split_at(network: nn.Module, layer: str, images: Tensor) -> Split:
     for node in context:
         if (shapes[node] or ())[:1] != images.shape[:1]:
             raise BackboneError(
-                f"at layer {layer!r} the rest of the network needs {node.name!r}, which is not a batch of tensors"
+                f"at layer {layer!r} the rest of the network needs {node.name!r}, which is not a batch of tensors; "
+                "choose another layer"
             )
     _refuse_in_place(tail_nodes, layer)
     trunk_nodes = [node for node in graph.nodes if node not in downstream]
@@ -199,7 +205,7 @@ def split_at(network: nn.Module, layer: str, images: Tensor) -> Split:
 
 def _as_node(value: Any) -> fx.Node:
     if not isinstance(value, fx.Node):
-        raise BackboneError("the network must return one tensor, the embedding")
+        raise BackboneError("the network must return one tensor, the embedding; wrap it in a module that does")
     return value
 
 

@@ -85,7 +85,9 @@ class Backbone(nn.Module):
         """
         split: Split | None = self._split  # type: ignore[assignment]
         if split is None:
-            raise BackboneError(f"{self.spec.name} gives no heatmaps: {self.spec.refuses_heatmaps}")
+            raise BackboneError(
+                f"{self.spec.name} gives no heatmaps: {self.spec.refuses_heatmaps}; choose another for them"
+            )
         return split
 
     def train(self, mode: bool = True) -> Backbone:  # noqa: ARG002 - the signature of nn.Module
@@ -146,7 +148,10 @@ def load_backbone(
             probe = torch.rand(probe.shape, generator=torch.Generator().manual_seed(0)).to(device)
             whole, parts = network(probe), split.tail(*split.trunk(probe))
             if not torch.allclose(whole, parts, rtol=1e-4, atol=1e-4 * float(whole.abs().max())):
-                raise BackboneError(f"{spec.name} cut at {layer or spec.layer} does not compute what it computes whole")
+                raise BackboneError(
+                    f"{spec.name} cut at {layer or spec.layer} does not compute what it computes whole; "
+                    "choose another layer"
+                )
     return Backbone(spec, found, network, split, info)
 
 
@@ -171,7 +176,7 @@ def _cut(
 ) -> tuple[Split | None, LayerInfo | None]:
     if spec.refuses_heatmaps is not None:
         if layer is not None:
-            raise BackboneError(f"{spec.name} has no layer to choose: {spec.refuses_heatmaps}")
+            raise BackboneError(f"{spec.name} has no layer to choose: {spec.refuses_heatmaps}; leave the layer out")
         return None, None
     name = layer or spec.layer
     assert name is not None

@@ -20,7 +20,7 @@ def register(spec: BackboneSpec) -> BackboneSpec:
         BackboneError: the name is taken by another record.
     """
     if _REGISTRY.get(spec.name, spec) is not spec:
-        raise BackboneError(f"a backbone named {spec.name!r} is registered already")
+        raise BackboneError(f"a backbone named {spec.name!r} is registered already; choose another name")
     _REGISTRY[spec.name] = spec
     return spec
 

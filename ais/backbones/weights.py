@@ -75,7 +75,9 @@ def resolve_weights(
         name = f"{spec.name}/random/seed={seed}/torch={torch.__version__.split('+')[0]}"
         return Weights(RANDOM, hashlib.sha256(name.encode()).hexdigest(), seed=seed), None
     if seed is not None:
-        raise WeightsError(f"seed={seed} is for weights='random' only; weights={weights!r} are read from a file")
+        raise WeightsError(
+            f"seed={seed} is for weights='random' only; weights={weights!r} are read from a file; leave the seed out"
+        )
     if weights in PUBLISHED or (spec.published is not None and weights == spec.published.url):
         if spec.published is None:
             raise WeightsError(f"{spec.name} has no published weights; give a file or weights='random' with a seed")
@@ -123,12 +125,17 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and safetensors each raise their own kinds
-        raise WeightsError(f"{str(path)!r} cannot be read as a state dict: {_first_line(error)}") from error
+        raise WeightsError(
+            f"{str(path)!r} cannot be read as a state dict: {_first_line(error)}; "
+            "give a .pth or .safetensors file of tensors"
+        ) from error
     # Training scripts wrap state dicts once, and DataParallel prefixes keys.
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(f"{str(path)!r} holds no state dict (names to tensors)")
+        raise WeightsError(
+            f"{str(path)!r} holds no state dict (names to tensors); save one with torch.save(model.state_dict(), path)"
+        )
     return {str(key).removeprefix("module."): value for key, value in state.items()}
 
 
@@ -149,7 +156,9 @@ def _check_state(spec: BackboneSpec, expected: dict[str, Tensor], found: dict[st
     problems += [f"unexpected {key}" for key in found if key not in expected and not key.startswith(spec.classifier)]
     if problems:
         shown = "\n  ".join(problems[:8]) + (f"\n  … and {len(problems) - 8} more" if len(problems) > 8 else "")
-        raise WeightsError(f"{str(path)!r} does not fit {spec.name}:\n  {shown}")
+        raise WeightsError(
+            f"{str(path)!r} does not fit {spec.name}:\n  {shown}\n  give its weights, or another backbone.name"
+        )
 
 
 def _first_line(error: Exception) -> str:

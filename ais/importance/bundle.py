@@ -135,13 +135,21 @@ def load_importance(address: str, storage: Storage) -> tuple[np.ndarray, Importa
         record = ImportanceRecord(**{name: document[name] for name in ImportanceRecord.__dataclass_fields__})
         digest = hashlib.sha256(data).hexdigest()
         if document["format"] != FORMAT or document["sha256"] != digest:
-            raise ImportanceError(f"{address!r} is of another format, or {TABLE_FILE} is not the one of its record")
+            raise ImportanceError(
+                f"{address!r} is of another format, or {TABLE_FILE} is not the one of its record; "
+                "run jobs/importance.py again"
+            )
         table = pq.read_table(io.BytesIO(data), columns=["map", "ais"])
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ImportanceError(f"{address!r} is not an importance bundle; jobs/importance.py writes one") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise ImportanceError(f"{address!r} is not a usable importance bundle: {error}") from error
+        raise ImportanceError(
+            f"{address!r} is not a usable importance bundle: {error}; run jobs/importance.py again"
+        ) from error
     ais = table["ais"].to_numpy()
     if not np.array_equal(table["map"].to_numpy(), np.arange(len(ais))) or not np.isfinite(ais).all():
-        raise ImportanceError(f"{TABLE_FILE} in {address!r} must have the maps 0 to C - 1 in order, and finite values")
+        raise ImportanceError(
+            f"{TABLE_FILE} in {address!r} must have the maps 0 to C - 1 in order, and finite values; "
+            "run jobs/importance.py again"
+        )
     return ais, record, digest

@@ -28,7 +28,10 @@ def read_matrix(address: str, storage: Storage) -> tuple[np.ndarray, list[str] |
     try:
         data = storage.open(address).read_bytes()
     except FileNotFoundError as error:
-        raise SimilarityError(f"matrix {address!r} does not exist") from error
+        raise SimilarityError(
+            f"matrix {address!r} does not exist; "
+            "give a .npy, .npz or .csv file (jobs/convert.py makes one of the Peterson sets)"
+        ) from error
     try:
         if address.endswith(".npy"):
             return np.load(io.BytesIO(data), allow_pickle=False), None
@@ -37,15 +40,17 @@ def read_matrix(address: str, storage: Storage) -> tuple[np.ndarray, list[str] |
         if address.endswith(".csv"):
             return _from_csv(address, data.decode("utf-8-sig"))
     except (ValueError, UnicodeDecodeError) as error:
-        raise SimilarityError(f"matrix {address!r} cannot be read: {error}") from error
-    raise SimilarityError(f"matrix {address!r} must be a .npy, .npz or .csv file")
+        raise SimilarityError(f"matrix {address!r} cannot be read: {error}; save it again, numbers only") from error
+    raise SimilarityError(f"matrix {address!r} is no .npy, .npz or .csv file; save it as one")
 
 
 def _from_npz(address: str, data: bytes) -> tuple[np.ndarray, list[str] | None]:
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         matrices = [name for name in arrays.files if arrays[name].ndim == 2]
         if len(matrices) != 1:
-            raise SimilarityError(f"matrix {address!r} must hold one matrix; it holds {', '.join(arrays.files)}")
+            raise SimilarityError(
+                f"matrix {address!r} must hold one matrix; it holds {', '.join(arrays.files)}; leave the others out"
+            )
         images = [str(name) for name in arrays["images"]] if "images" in arrays.files else None
         return arrays[matrices[0]], images
 
@@ -53,13 +58,18 @@ def _from_npz(address: str, data: bytes) -> tuple[np.ndarray, list[str] | None]:
 def _from_csv(address: str, text: str) -> tuple[np.ndarray, list[str] | None]:
     rows = [row for row in csv.reader(io.StringIO(text)) if row]
     if len({len(row) for row in rows}) != 1:
-        raise SimilarityError(f"matrix {address!r} has rows of different lengths")
+        raise SimilarityError(
+            f"matrix {address!r} has rows of different lengths; write one row and one column for each image"
+        )
     if _is_number(rows[0][-1]):
         return np.array(rows, dtype=np.float64), None
     images, labels = rows[0][1:], [row[0] for row in rows[1:]]
     if images != labels:
         at = next((i for i, pair in enumerate(zip(images, labels, strict=False)) if pair[0] != pair[1]), len(labels))
-        raise SimilarityError(f"matrix {address!r}: header and first column name other images from number {at + 1} on")
+        raise SimilarityError(
+            f"matrix {address!r}: header and first column name other images from number {at + 1} on; "
+            "bring both into one order"
+        )
     return np.array([row[1:] for row in rows[1:]], dtype=np.float64), images
 
 

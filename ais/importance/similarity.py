@@ -41,14 +41,20 @@ def check_human_matrix(human: np.ndarray, images: int) -> np.ndarray:
             f"the human matrix has shape {human.shape}; it must be square, one row and column an image"
         )
     if len(human) != images:
-        raise SimilarityError(f"the human matrix is of {len(human)} images, the list has {images}")
+        raise SimilarityError(
+            f"the human matrix is of {len(human)} images, the list has {images}; "
+            "give one image for each row, in their order"
+        )
     if images < 3:
-        raise SimilarityError(f"{images} images have no pattern of similarity; at least 3 are needed")
+        raise SimilarityError(f"{images} images have no pattern of similarity; at least 3 are needed; compare more")
     human = human.astype(np.float64)
     above = upper_triangle(human)
     if not np.isfinite(above).all():
         row, column = np.argwhere(~np.isfinite(human) & ~np.eye(images, dtype=bool))[0]
-        raise SimilarityError(f"the human matrix is not finite at row {row}, column {column} (counted from 0)")
+        raise SimilarityError(
+            f"the human matrix is not finite at row {row}, column {column} (counted from 0); "
+            "fill it in, or take the image out"
+        )
     uneven = np.abs(human - human.T)
     np.fill_diagonal(uneven, 0)
     if uneven.max() > 1e-6 * max(1.0, float(np.abs(above).max())):
@@ -58,7 +64,9 @@ def check_human_matrix(human: np.ndarray, images: int) -> np.ndarray:
             f"{human[column, row]:g} the other way; average it with its transpose if both are measurements"
         )
     if np.ptp(above) == 0:
-        raise SimilarityError(f"all human similarities are {above[0]:g}; nothing can agree with that")
+        raise SimilarityError(
+            f"all human similarities are {above[0]:g}; nothing can agree with that; check that it is the right matrix"
+        )
     return human
 
 

@@ -60,7 +60,7 @@ class BackboneSource:
         if backbone.weights.fingerprint != self.fingerprint:
             raise WeightsError(
                 f"the weights here have fingerprint {backbone.weights.fingerprint}, the driver saw {self.fingerprint}: "
-                "the file changed, or this machine has another release of torch"
+                "the file changed, or this machine has another release of torch; give all machines the same"
             )
         return backbone
 

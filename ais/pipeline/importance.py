@@ -163,7 +163,10 @@ def effects_over(
     widths = {"score": 1, "effects": maps}
     gathered = _stream(Effects, arguments, widths, images, ratings, source, preprocessing, limits, compute)
     if not gathered.sums:
-        raise RunError(f"none of the {len(images)} images could be used; the first: {gathered.unreadable[0]}")
+        raise RunError(
+            f"none of the {len(images)} images could be used; the first: {gathered.unreadable[0]}; "
+            "check that they can be read from here"
+        )
     return EffectSums.merge(gathered.sums), gathered.unreadable
 
 
@@ -208,7 +211,7 @@ def _stream(
     compute: ComputeConfig,
 ) -> Gathered:
     if not images:
-        raise AisError("there are no images to work on")
+        raise AisError("there are no images to work on; give a folder, glob or list that has some")
     quiet_ray_data()
     pools = cluster_pools(compute, len(images))
     geometry = geometry_of(source.spec, preprocessing)
@@ -230,7 +233,7 @@ def _stream(
         try:
             rows.write_datasink(sink, ray_remote_args={"num_cpus": pools.task_cpus})
         except ray.exceptions.RayError as error:
-            raise RunError(f"the pipeline stopped: {worker_failure(error)}") from error
+            raise RunError(f"the pipeline stopped: {worker_failure(error)}; start the same command again") from error
     return sink.gathered
 
 

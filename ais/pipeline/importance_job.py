@@ -189,7 +189,7 @@ def importance_of(prepared: PreparedImportance) -> ImportanceResult:
     if share > config.max_error_share:
         raise RunError(
             f"{share:.1%} of the images could not be used, more than max_error_share={config.max_error_share:g}; "
-            f"the first: {unreadable[0].uri!r} ({unreadable[0].error})"
+            f"the first: {unreadable[0].uri!r} ({unreadable[0].error}); mend or remove them, or raise max_error_share"
         )
     details = {"images": sums.images, "rated": sums.rated, "sign": _SIGN[config.objective]}
     return ImportanceResult(effects_table(sums, config.objective), details, unreadable)

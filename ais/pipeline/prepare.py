@@ -279,7 +279,9 @@ def find_model(
     spec = spec or get_spec(backbone.name)
     layer = inspect_layer(spec, backbone.layer)
     if layer is None and heatmaps:
-        raise BackboneError(f"backbone.name: {spec.name} gives no heatmaps: {spec.refuses_heatmaps}")
+        raise BackboneError(
+            f"backbone.name: {spec.name} gives no heatmaps: {spec.refuses_heatmaps}; choose another for them"
+        )
     found, _ = resolve_weights(spec, backbone.weights, backbone.seed, backbone.sha256, storage)
     if record is not None:
         check_record(record, spec.name, found.fingerprint, mode)

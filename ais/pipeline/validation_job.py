@@ -183,7 +183,8 @@ def read_sample(prepared: PreparedValidation) -> Sample:
     if len(unreadable) > config.max_error_share * count or len(rows) < _LEAST_PER_FOLD * config.folds:
         raise RunError(
             f"{len(unreadable)} of {count} images could not be used, with max_error_share={config.max_error_share:g} "
-            f"and {config.folds} folds; the first: {unreadable[0]['uri']!r} ({unreadable[0]['error']})"
+            f"and {config.folds} folds; the first: {unreadable[0]['uri']!r} ({unreadable[0]['error']}); "
+            "mend them, raise max_error_share or set fewer folds"
         )
     side = geometry.input_size
     limit = min(config.images_limit, len(rows))
@@ -210,10 +211,11 @@ def _read_mask(address: str, size: tuple[int, ...], limits: Limits, storage: Sto
     try:
         mask = decode_image(read_image(address, None, limits, storage), limits)[..., 0] > 127
     except ImageError as error:
-        raise RunError(f"masks: {address!r} cannot be read: {error}") from error
+        raise RunError(f"masks: {address!r} cannot be read: {error}; draw one for each rated image") from error
     if mask.shape != size:
         raise RunError(
-            f"masks: {address!r} has {mask.shape[0]} × {mask.shape[1]} pixels, its image {size[0]} × {size[1]}"
+            f"masks: {address!r} has {mask.shape[0]} × {mask.shape[1]} pixels, its image {size[0]} × {size[1]}; "
+            "draw it on the original"
         )
     return mask
 

@@ -210,13 +210,17 @@ def usable_rows(prepared: PreparedTraining, errors: Sequence[dict[str, str]]) ->
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts)
         raise RunError(
             f"{len(errors):,} of {len(ratings):,} rated images could not be used ({share:.1%}; {reasons}), more than "
-            f"max_error_share={limit:g}; {listed.address} lists them, and what was computed is kept"
+            f"max_error_share={limit:g}; {listed.address} lists them, and what was computed is kept; "
+            "mend them or raise max_error_share"
         )
     is_test = draw_test_split(ratings, prepared.config.fit)
     usable = ~np.isin(ratings.addresses, [row["uri"] for row in errors])
     rows = Rows(np.flatnonzero(usable & ~is_test), np.flatnonzero(usable & is_test))
     if len(rows.test) == 0:
-        raise RunError(f"none of the {int(is_test.sum())} images of the test split could be used; see errors.parquet")
+        raise RunError(
+            f"none of the {int(is_test.sum())} images of the test split could be used; see errors.parquet; "
+            "mend them, or rate more"
+        )
     return rows
 
 

@@ -198,9 +198,10 @@ def test_all_problems_are_named_the_first_eight_at_length(state: State, tmp_path
     with pytest.raises(WeightsError) as caught:
         load_backbone("tiny", weights=str(save(tmp_path / "w.pth", wrong)))
     lines = str(caught.value).splitlines()
-    assert len(lines) == 1 + 8 + 1
+    assert len(lines) == 1 + 8 + 1 + 1
     assert lines[1] == "  missing features.0.weight (16, 3, 3, 3)"
-    assert lines[-1] == "  … and 2 more"  # 6 weights and 4 others
+    assert lines[-2] == "  … and 2 more"  # 6 weights and 4 others
+    assert lines[-1] == "  give its weights, or another backbone.name"
 
 
 class _Malicious:
