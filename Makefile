@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 SETUP := $(VENV)/.set-up
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup demo test check format bench gpu-test clean
+.PHONY: help setup demo test check format bench gpu-test browser-test clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 setup: $(SETUP) ## make .venv with the tested versions (about 6 GB; torch is most of it)
 
@@ -40,6 +40,10 @@ bench: $(SETUP) ## ratios that show the speed, measured side by side (tests/benc
 
 gpu-test: $(SETUP) ## tests that need a CUDA device; they fail where there is none
 	$(PYTEST) --override-ini addopts= -q tests/gpu
+
+browser-test: $(SETUP) ## the report in a headless Chromium; it fails where there is none (apt-get install chromium)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[browser]'
+	$(PYTEST) --override-ini addopts= -q tests/browser
 
 clean: ## remove .venv and what the demo wrote
 	rm -rf $(VENV) demo

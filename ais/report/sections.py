@@ -270,18 +270,20 @@ def importance_top(bundle: Importance, count: int = 8) -> list[dict[str, str]]:
     return rows
 
 
-def validation_figures(validation: Validation) -> list[Figure]:
+def validation_figures(validation: Validation) -> list[list[Figure]]:
     """Return the cumulative curves, and deletion and insertion."""
-    figures = []
+    cumulative, deletion = [], []
     if validation.curves is not None:
         measures = dict.fromkeys(validation.curves["measure"].to_pylist())
-        figures += [_cumulative(validation, str(measure)) for measure in measures]
+        cumulative = [_cumulative(validation, str(measure)) for measure in measures]
     if validation.deletion is not None:
         table = validation.deletion.to_pydict()
-        for fill in dict.fromkeys(table["fill"]):
-            for mode in dict.fromkeys(table["mode"]):
-                figures.append(_deletion(table, fill, mode))
-    return figures
+        deletion = [
+            _deletion(table, fill, mode)
+            for fill in dict.fromkeys(table["fill"])
+            for mode in dict.fromkeys(table["mode"])
+        ]
+    return [cumulative, deletion]
 
 
 def _cumulative(validation: Validation, measure: str) -> Figure:

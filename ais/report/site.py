@@ -363,6 +363,7 @@ def _write_pages(
         checks=sections.checks_figure(sources.validation) if sources.validation else [],
         verdict=sections.verdict(sources),
         comparison=sources.comparison,
+        compared=sources.comparison is not None and sources.is_compared,
         comparison_figures=sections.comparison_figures(sources.comparison) if sources.comparison else [],
     )
     if failures.count:

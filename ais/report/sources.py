@@ -129,6 +129,12 @@ class Sources:
         """``"positive"`` or ``"signed"``."""
         return str(self.record["identity"]["weighting"])
 
+    @property
+    def is_compared(self) -> bool:
+        """Whether this run is one of those of the comparison."""
+        runs = self.comparison.record["runs"] if self.comparison else []
+        return any(run.get("run_id") == self.record.get("run_id", self.run.run_id) for run in runs)
+
     def describe(self) -> str:
         """Say in a few lines what the report would be made of."""
         state = "complete" if self.summary else "NOT COMPLETE: the report shows what is there so far"
