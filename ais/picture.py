@@ -23,7 +23,8 @@ from ais.render import NOT_LOOKED_AT, colorize, fit_within, overlay
 _MARGIN, _GAP, _INSET = 12, 8, 4
 _TEXT, _SMALL = 14, 12
 _INK, _FAINT, _WARNING, _PAPER = (34, 34, 34), (110, 110, 110), (176, 32, 32), (255, 255, 255)
-_LEGEND_WIDTH = 120
+_BAR_WIDTH = 120
+_LEAST_WIDTH = 640  # of the legend
 _COLUMNS = ("image", "heatmap", "heatmap on the image")
 
 
@@ -99,7 +100,7 @@ def draw(shown: Sequence[Explained], weighting: Weighting, caption: str, *, untr
         side: longest side of each of the three, in pixels.
     """
     rows = [_row(explained, weighting, side) for explained in shown]
-    width = max(row.width for row in rows) + 2 * _MARGIN
+    width = max(_LEAST_WIDTH, max(row.width for row in rows) + 2 * _MARGIN)
     small = ImageFont.load_default(_SMALL)
     footer = [(caption, _FAINT), *([("UNTRAINED backbone: its weights are random", _WARNING)] if untrained else [])]
     line = _SMALL + 6
@@ -173,13 +174,13 @@ def _legend(canvas: Image.Image, y: int, weighting: Weighting, *, unseen: bool) 
 
     low, high = ("no evidence", "most, in its image") if weighting == "positive" else ("lowers", "raises the score")
     say(low)
-    canvas.paste(Image.fromarray(colours(weighting)[None]).resize((_LEGEND_WIDTH, _SMALL)), (round(x), y + 2))
-    x += _LEGEND_WIDTH + 6
+    canvas.paste(Image.fromarray(colours(weighting)[None]).resize((_BAR_WIDTH, _SMALL)), (round(x), y + 2))
+    x += _BAR_WIDTH + 6
     say(high)
     x += 2 * _GAP
     _outline(pen, (x, y + 1, x + _SMALL, y + 1 + _SMALL))
     x += _SMALL + 6
-    say("one cell of the map, to scale in each heatmap")
+    say("one cell, to scale")
     if unseen:
         x += 2 * _GAP
         pen.rectangle((x, y + 2, x + _SMALL, y + 1 + _SMALL), fill=(NOT_LOOKED_AT,) * 3)

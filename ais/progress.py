@@ -96,7 +96,9 @@ class ProgressLine:
 
     def _watch(self) -> None:
         while not self._stop.wait(_EVERY_S["terminal"]):
-            self._line.show(self._text(*self._read_or_keep()))
+            done, errors = self._read_or_keep()
+            if done < self._total or self._line.terminal:  # a log gets the last count once
+                self._line.show(self._text(done, errors))
 
     def _read_or_keep(self) -> tuple[int, int]:
         with suppress(Exception):  # progress is never a reason to fail

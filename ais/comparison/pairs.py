@@ -14,6 +14,7 @@ from ais.agreement import METRICS, agreement
 from ais.comparison.sources import IMAGE_KEY, RunHeatmaps
 from ais.errors import RunError
 from ais.placement import place_on_image
+from ais.progress import ProgressLine
 
 _IMAGES_AT_ONCE = 256
 _RESAMPLED_VALUES_AT_ONCE = 1_000_000
@@ -86,7 +87,7 @@ def mean_agreement(values: NDArray[np.float64], resamples: int = 1000, seed: int
 
 
 def compare(runs: Sequence[RunHeatmaps], resolution: int, top_share: float) -> Iterator[PairAgreement]:
-    """Compare every two runs on the images that both have.
+    """Compare every two runs on the images that both have; says how far it is while it is iterated over.
 
     Args:
         runs: at least two.
@@ -97,7 +98,13 @@ def compare(runs: Sequence[RunHeatmaps], resolution: int, top_share: float) -> I
         RunError: two runs have no image in common, or saw no common part of one; before any comparison.
     """
     pairs = [_Pair.match(first, second) for first, second in combinations(runs, 2)]
-    return (pair.compare(resolution, top_share) for pair in pairs)
+    return _compared(pairs, resolution, top_share)
+
+
+def _compared(pairs: Sequence[_Pair], resolution: int, top_share: float) -> Iterator[PairAgreement]:
+    with ProgressLine("pairs of heatmaps", sum(pair.images.num_rows for pair in pairs)) as progress:
+        for pair in pairs:
+            yield pair.compare(resolution, top_share, progress)
 
 
 @dataclass(frozen=True)
@@ -131,17 +138,15 @@ class _Pair:
             raise RunError(f"{first.name} and {second.name} saw no common part of {uri!r}; use the same preprocessing")
         return cls(first, second, joined, *rows, np.concatenate([left_top, right_bottom], axis=1))
 
-    def compare(self, resolution: int, top_share: float) -> PairAgreement:
+    def compare(self, resolution: int, top_share: float, progress: ProgressLine) -> PairAgreement:
         count = self.images.num_rows
-        chunks = [
-            agreement(
-                self._on_common_grid(self.first, self.first_rows, part, resolution),
-                self._on_common_grid(self.second, self.second_rows, part, resolution),
-                self._extents(part),
-                top_share,
-            )
-            for part in (slice(start, start + _IMAGES_AT_ONCE) for start in range(0, count, _IMAGES_AT_ONCE))
-        ]
+        chunks = []
+        for start in range(0, count, _IMAGES_AT_ONCE):
+            part = slice(start, min(start + _IMAGES_AT_ONCE, count))
+            first = self._on_common_grid(self.first, self.first_rows, part, resolution)
+            second = self._on_common_grid(self.second, self.second_rows, part, resolution)
+            chunks.append(agreement(first, second, self._extents(part), top_share))
+            progress.advance(part.stop - part.start)
         return PairAgreement(
             self.first.name,
             self.second.name,

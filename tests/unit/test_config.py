@@ -333,6 +333,15 @@ JOBS = {
 }
 
 
+def config_of(job):
+    """The configuration that a job reads."""
+    return next(
+        value
+        for name, value in vars(job).items()
+        if name.endswith("Config") and f"load_config({name}," in inspect.getsource(job.main)
+    )
+
+
 def help_of(model, argv, capsys):
     """What a command line prints and exits with 0."""
     with pytest.raises(SystemExit) as caught:
@@ -353,11 +362,7 @@ def test_help_fits_a_screen_and_leads_with_an_example_that_works(job, capsys, mo
     assert max(map(len, lines)) <= 120
     assert lines[0].startswith(f"Example:  python jobs/{job}.py ")
     example = shlex.split(text[: text.index("Usage:")].replace("\\\n", " "))[3:]
-    model = next(
-        value
-        for name, value in vars(JOBS[job]).items()
-        if name.endswith("Config") and f"load_config({name}," in inspect.getsource(JOBS[job].main)
-    )
+    model = config_of(JOBS[job])
     parse_config(model, "", example)
     for name, key in _keys(model).items():
         section = name.rpartition(".")[0]
@@ -475,11 +480,15 @@ def test_an_unexpected_error_keeps_its_traceback():
         run_job(main)
 
 
-@pytest.mark.parametrize(("name", "model"), [("heatmaps", HeatmapsConfig), ("train", TrainConfig)])
-def test_production_examples_load(name, model):
-    config = load_config(model, ["--config", str(CONFIGS / f"{name}.yaml")], doc="").config
-    assert config.output.startswith("s3://")
+@pytest.mark.parametrize(
+    "path", sorted(path for path in CONFIGS.glob("*.yaml") if path.stem in JOBS), ids=lambda path: path.stem
+)
+def test_examples_load(path):
+    model = config_of(JOBS[path.stem])
+    config = load_config(model, ["--config", str(path)], doc="").config
+    assert config.output.startswith("s3://") or path.stem == "demo"
     assert parse_config(model, to_yaml(config)) == config
+    assert f"jobs/{path.stem}.py" in path.read_text()
 
 
 def test_import_is_light():
