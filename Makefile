@@ -35,7 +35,8 @@ format: $(SETUP) ## let ruff format and fix what it can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(SETUP) ## ratios that show the speed, measured side by side (tests/benchmarks)
+bench: $(SETUP) ## ratios that show the speed, measured side by side, into README.md (at most 20 minutes)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	$(BIN)/python -m tests.benchmarks
 
 gpu-test: $(SETUP) ## tests that need a CUDA device; they fail where there is none

@@ -18,10 +18,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ais.backbones import Backbone, TailKind
 from ais.backbones.graph import LinearSplit, Split
@@ -31,6 +32,10 @@ from ais.heads import HeadEnsemble, RegressionHead
 # large enough to keep the kernels busy. Measured in tests/benchmarks/LOG.md.
 _HEAD_NUMBERS = {"cpu": 2**18, "cuda": 2**26}
 _TAIL_NUMBERS = {"cpu": 2**23, "cuda": 2**27}
+# Where the maps first mix in a linear layer, nothing larger than its output is made for each of them.
+_VECTOR_NUMBERS = {"cpu": 2**25, "cuda": 2**27}
+# Copying a weight costs as much as multiplying it by this many rows (measured: 27 ms against 76 ms for 512 rows).
+_ROWS_PER_COPY = 128
 
 
 @dataclass(frozen=True)
@@ -87,8 +92,8 @@ def ablate(
         hidden = [torch.relu(variant.hidden(embeddings)) for variant in head.variants]
         for ablated in ablated_embeddings(split, maps, context, chunk):
             for variant, intact, found in zip(head.variants, hidden, parts, strict=True):
-                change = torch.relu(variant.hidden(ablated)) - intact[:, None]
-                found.append(_lost_score(variant, change))
+                change = torch.stack([skipping_zeros(variant.hidden, rows) for rows in ablated])
+                found.append(_lost_score(variant, change.relu_().sub_(intact[:, None])))
         per_head = [torch.cat(found, dim=1) for found in parts]
     effects_each = torch.stack(per_head)
     return Ablation(scores_each.mean(0), scores_each, effects_each.mean(0), effects_each, maps, embeddings)
@@ -175,20 +180,59 @@ def ablated_embeddings(
 def _ablated_linear(
     linear: LinearSplit, maps: Tensor, context: Sequence[Tensor], chunk: int | None
 ) -> Iterator[Tensor]:
-    """Subtract each map's share where the maps first mix, then run what follows."""
+    """Subtract each map's share where the maps first mix, then run what follows, image by image."""
     batch, count = maps.shape[:2]
     intact = linear.prefix(maps, *context)
     mixed = linear.mix(intact)
     share = intact - linear.prefix(torch.zeros_like(maps), *context)
     first, unit = linear.channels.offset, linear.channels.unit
     share = share[:, first : first + count * unit]
-    chunk = chunk or _fitting(_TAIL_NUMBERS, maps.device, batch * max(_numbers(mixed), _numbers(maps)))
+    budget = _VECTOR_NUMBERS if isinstance(linear.mix, nn.Linear) else _TAIL_NUMBERS
+    chunk = chunk or _fitting(budget, maps.device, batch * _numbers(mixed))
+    suffix = _SkippingZeros(linear.suffix) if maps.device.type == "cpu" else None
     for start in range(0, count, chunk):
         size = min(chunk, count - start)
         columns = slice(start * unit, (start + size) * unit)
         lost = _share(linear.mix, share[:, columns], slice(first + columns.start, first + columns.stop), size)
-        ablated = (mixed[:, None] - lost).flatten(0, 1)
-        yield linear.suffix(ablated, *_repeated(context, size)).unflatten(0, (batch, size))
+        ablated = torch.sub(mixed[:, None], lost)
+        if suffix is None:
+            yield linear.suffix(ablated.flatten(0, 1), *_repeated(context, size)).unflatten(0, (batch, size))
+        else:
+            each = [
+                suffix.run(rows, *(value[index : index + 1].expand(size, *value.shape[1:]) for value in context))
+                for index, rows in enumerate(ablated)
+            ]
+            yield torch.stack(each)
+
+
+class _SkippingZeros(fx.Interpreter):
+    """Runs a module with every linear layer by `skipping_zeros`."""
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one submodule."""
+        module = self.fetch_attr(str(target))
+        if type(module) is nn.Linear and args[0].ndim == 2:
+            return skipping_zeros(module, args[0])
+        return super().call_module(target, args, kwargs)
+
+
+def skipping_zeros(linear: nn.Linear, inputs: Tensor) -> Tensor:
+    """Return ``linear(inputs)`` without multiplying what is zero in every row.
+
+    After a ReLU the rows that belong to one image have most of their zeros in common: about two fifths with random
+    weights, more with trained ones. The sum is the same but for the order of its terms. On other devices than the CPU,
+    and where too little is saved, this is ``linear`` itself.
+
+    Args:
+        linear: the layer.
+        inputs: ``(R, I)``.
+    """
+    if inputs.device.type == "cpu" and len(inputs) >= _ROWS_PER_COPY:
+        live = inputs.any(0).nonzero()[:, 0]
+        saved = len(inputs) * (inputs.shape[1] - len(live))
+        if saved > _ROWS_PER_COPY * len(live):
+            return F.linear(inputs.index_select(1, live), linear.weight.index_select(1, live), linear.bias)
+    return linear(inputs)
 
 
 def _share(mix: nn.Linear | nn.Conv2d, values: Tensor, columns: slice, count: int) -> Tensor:

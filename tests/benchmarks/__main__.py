@@ -1,20 +1,36 @@
-"""`make bench`: measure, print a table, and keep it under `tests/benchmarks/results`."""
+"""`make bench`: measure side by side, keep the figures under `tests/benchmarks/results`, show them in the README.
+
+python -m tests.benchmarks              everything that this machine can, in under 20 minutes
+python -m tests.benchmarks explainer    only this part; the others keep their figures and dates
+python -m tests.benchmarks --readme     only write the kept figures into the README again
+"""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import platform
+import re
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
 
-from tests.benchmarks import explainer_cost
+from tests.benchmarks.tables import paragraph
 
-RESULTS = Path(__file__).parent / "results"
+FOLDER = Path(__file__).parent
+README = FOLDER.parent.parent / "README.md"
+BEGIN, END = "<!-- speed: written by make bench -->\n", "<!-- speed: end -->\n"
+# In the order of the README; each module has `rows()` and `table(rows)`.
+PARTS = {
+    "explainer": "explainer_cost",
+    "grad-cam": "against_grad_cam",
+}
 
 
 def processor() -> str:
@@ -27,38 +43,65 @@ def processor() -> str:
     return f"{name}, {os.cpu_count()} cores"
 
 
-def main() -> int:
-    """Run what this machine can and write the table; a backbone's name as argument measures only that."""
-    only = sys.argv[1:]
+def results_file() -> Path:
+    """Where figures of this machine and these versions are kept."""
+    machine = re.sub("[^a-z0-9]+", "-", processor().lower()).strip("-")
+    return FOLDER / "results" / f"{machine}-torch{torch.__version__.split('+')[0]}.json"
+
+
+def main(arguments: list[str]) -> int:
+    """Run what was asked for; return the exit code."""
+    unknown = sorted(set(arguments) - set(PARTS) - {"--readme"})
+    if unknown:
+        print(f"there is no part {', '.join(unknown)}; choose of {', '.join(PARTS)}, or none for all")
+        return 2
+    file = results_file()
+    kept: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    chosen = [] if "--readme" in arguments else [part for part in PARTS if part in arguments or not arguments]
     # One thread: ratios of times on several hang on what else the machine does, OpenMP waiting for the slowest.
     torch.set_num_threads(1)
-    where = {
-        "machine": processor(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": "make bench",
-    }
-    rows = []
-    print("| backbone | layer | maps | forward, ms/image | explainer ÷ forward | one map at a time ÷ explainer |")
-    print("|---|---|---|---|---|---|")
-    for name, layer in explainer_cost.CASES:
-        if only and name not in only:
-            continue
-        row = explainer_cost.measure(name, layer)
-        rows.append(row)
-        spread = f"{row['explainer_over_forward']} ({row['low']}–{row['high']})"
-        speed_up = f"{row['one_map_at_a_time_over_explainer']}×"
-        cells = (row["backbone"], f"`{row['layer']}`", row["maps"], row["forward_ms_per_image"], spread, speed_up)
-        print("| " + " | ".join(map(str, cells)) + " |", flush=True)
-    if not only:
-        RESULTS.mkdir(exist_ok=True)
-        file = RESULTS / f"explainer-cost-cpu{os.cpu_count()}-torch{torch.__version__.split('+')[0]}.json"
-        file.write_text(json.dumps({**where, "rows": rows}, indent=1) + "\n")
-        print(f"\nkept in {file.relative_to(Path.cwd())}")
+    for part in chosen:
+        module = importlib.import_module(f"tests.benchmarks.{PARTS[part]}")
+        started = time.monotonic()
+        rows = module.rows()
+        kept[part] = {
+            "date": datetime.now(UTC).date().isoformat(),
+            "machine": processor(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "python": platform.python_version(),
+            "command": f"python -m tests.benchmarks {part}",
+            "took_s": round(time.monotonic() - started),
+            "rows": rows,
+        }
+        print(module.table(rows), flush=True)
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(kept, indent=1) + "\n")
+    text = markdown(kept)
+    file.with_suffix(".md").write_text(text)
+    _into_readme(text)
+    print(f"kept in {file.relative_to(Path.cwd())} and shown in {README.name}")
     return 0
 
 
+def markdown(kept: dict[str, Any]) -> str:
+    """All tables, each with where and when it was measured."""
+    parts = [part for part in PARTS if part in kept]
+    dates = sorted({kept[part]["date"] for part in parts})
+    minutes = round(sum(kept[part]["took_s"] for part in parts) / 60)
+    head = f"""
+        `make bench` on {kept[parts[0]]["machine"]}, torch {kept[parts[0]]["torch"]}, {dates[-1]} ({minutes} minutes).
+        Ratios are of runs in turn: median (smallest–largest).
+        """
+    tables = [importlib.import_module(f"tests.benchmarks.{PARTS[part]}").table(kept[part]["rows"]) for part in parts]
+    return "\n".join((paragraph(head), *tables))
+
+
+def _into_readme(text: str) -> None:
+    readme = README.read_text()
+    before, rest = readme.split(BEGIN)
+    README.write_text(before + BEGIN + text + END + rest.split(END)[1])
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -1,18 +1,24 @@
 """What exact ablation of all maps costs, over the plain forward pass and over one map at a time.
 
-For every backbone at its default layer (and the VGGs at both): the same images, the same weights (random, seeded: speed
-does not depend on them), the same threads. "One map at a time" is timed on a few maps and multiplied, since all of them
-would take hours; it is what `ais.ablation.ablate_reference` does.
+For every backbone at its default layer (and VGG19 at both of its layers): the same images, the same weights (random,
+seeded: speed does not depend on them), the same threads. "One map at a time" is timed on a few maps and multiplied,
+since all of them would take hours; it is what `ais.ablation.ablate_reference` does. The floor is counted, see
+`tests.benchmarks.floors`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from ais import Explainer, RegressionHead, load_backbone
 from ais.ablation import ablate_reference
-from tests.benchmarks.timing import Ratio, paired
+from tests.benchmarks.floors import floor_of
+from tests.benchmarks.tables import grid, paragraph, show
+from tests.benchmarks.timing import paired
 
 CASES = (
     ("resnet152", None),
@@ -27,7 +33,7 @@ BATCH = 4
 REFERENCE_MAPS = 3
 
 
-def measure(name: str, layer: str | None, runs: int = 5) -> dict[str, str | int | float]:
+def measure(name: str, layer: str | None, runs: int = 5) -> dict[str, Any]:
     """Measure one backbone; returns a row of the table."""
     backbone = load_backbone(name, weights="random", seed=0, layer=layer)
     assert backbone.layer is not None
@@ -41,6 +47,7 @@ def measure(name: str, layer: str | None, runs: int = 5) -> dict[str, str | int 
     images = [rng.integers(0, 255, (side, side, 3), dtype=np.uint8) for _ in range(count)]
     batch = explainer.preprocess(images)
     maps = backbone.layer.map_shape[0]
+    floor = floor_of(backbone, explainer.head.variants[0])
 
     def forward() -> object:
         with torch.inference_mode():
@@ -50,21 +57,49 @@ def measure(name: str, layer: str | None, runs: int = 5) -> dict[str, str | int 
     one_at_a_time = paired(
         lambda: ablate_reference(backbone, explainer.head, batch, range(REFERENCE_MAPS)), forward, runs
     )
-    speed_up = one_at_a_time.median / REFERENCE_MAPS * maps / over_forward.median
-    return _row(name, backbone.layer.name, maps, backbone.layer.tail, count, over_forward, speed_up)
-
-
-def _row(
-    name: str, layer: str, maps: int, tail: str, count: int, over_forward: Ratio, speed_up: float
-) -> dict[str, str | int | float]:
     return {
         "backbone": name,
-        "layer": layer,
+        "layer": backbone.layer.name,
         "maps": maps,
-        "tail": str(tail),
+        "tail": str(backbone.layer.tail),
         "forward_ms_per_image": round(1000 * over_forward.denominator_s / count, 1),
-        "explainer_over_forward": round(over_forward.median, 3),
-        "low": round(over_forward.low, 3),
-        "high": round(over_forward.high, 3),
-        "one_map_at_a_time_over_explainer": round(speed_up),
+        "explainer_over_forward": over_forward.as_dict(),
+        "floor": round(floor.ratio, 4),
+        "above_floor": round(over_forward.median / floor.ratio, 3),
+        "forward_multiply_adds": floor.forward.multiply_adds,
+        "explanation_multiply_adds": floor.explanation.multiply_adds,
+        "forward_bytes": floor.forward.bytes,
+        "explanation_bytes": floor.explanation.bytes,
+        "one_map_at_a_time_over_explainer": round(
+            one_at_a_time.median / REFERENCE_MAPS * maps / over_forward.median, 1
+        ),
     }
+
+
+def rows(only: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Measure every case."""
+    return [measure(name, layer) for name, layer in CASES if not only or name in only]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    text = """
+        **Exact ablation of all maps** over the plain forward pass of the same images, float32, one thread. *Floor*: the
+        same ratio in multiply-adds, the least that can be done, counted on the network
+        (`tests/benchmarks/floors.py`); *bytes*: the same of the bytes that layers read and write.
+        """
+    header = ("backbone", "layer", "maps", "forward, ms an image", "explainer ÷ forward", "floor", "bytes")
+    cells = [
+        (
+            row["backbone"],
+            f"`{row['layer']}`",
+            row["maps"],
+            row["forward_ms_per_image"],
+            show(row["explainer_over_forward"]),
+            f"{row['floor']:.4g}",
+            f"{row['explanation_bytes'] / row['forward_bytes']:.3g}",
+            f"{row['one_map_at_a_time_over_explainer']:,.0f}",
+        )
+        for row in rows
+    ]
+    return paragraph(text) + "\n" + grid((*header, "one map at a time ÷ explainer"), cells)
