@@ -2,24 +2,45 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import fnmatch
 import hashlib
 import os
 import posixpath
+import random
 import re
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from ais.errors import StorageError, WeightsError
+from ais.secrets import redact, refuse_secrets
+
+# Three layers try again: botocore a request, s3fs a whole answer (a body that ended early), and `tried` what neither
+# knows as passing, and every other filesystem.
+_BOTOCORE_TRIES = 3
+_TRIES = 4
+_FIRST_WAIT_S = 0.2
+_PATIENCE_S = 30.0
+_CONNECT_TIMEOUT_S = 10
+_READ_TIMEOUT_S = 60
+# What no second try changes: our own mistakes, full disks, and what a server refuses with a reason.
+_LASTING = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
+_LASTING_ERRNOS = frozenset(
+    (errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.ENAMETOOLONG)
+)
+_PASSING_HTTP = frozenset((408, 425, 429))
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -34,6 +55,7 @@ class Storage:
         anonymous: do not sign requests.
         requester_pays: accept the charges of requester-pays buckets.
         max_connections: size of the connection pool of one process (botocore's own default is 10).
+        options: of other filesystems, each ``scheme.option=value``, such as ``gs.project=photos``; passed to fsspec.
     """
 
     endpoint_url: str | None = None
@@ -41,17 +63,28 @@ class Storage:
     anonymous: bool = False
     requester_pays: bool = False
     max_connections: int = 64
+    options: tuple[str, ...] = ()
 
-    def options(self, address: str) -> dict[str, Any]:
-        """Return the fsspec options for an address; only S3 has any."""
-        if scheme(address) not in ("s3", "s3a"):
-            return {}
-        options: dict[str, Any] = {
+    def options_of(self, address: str) -> dict[str, Any]:
+        """Return the fsspec options for an address."""
+        used = scheme(address)
+        options: dict[str, Any] = {}
+        for option in self.options:
+            name, _, value = option.partition("=")
+            option_scheme, _, key = name.partition(".")
+            if option_scheme == used:
+                options[key] = _SCALARS.get(value, value)
+        if used not in ("s3", "s3a"):
+            return options
+        options |= {
             "anon": self.anonymous,
             "requester_pays": self.requester_pays,
+            "use_listings_cache": False,  # it keeps every listing whole, and stale
             "config_kwargs": {
                 "max_pool_connections": self.max_connections,
-                "retries": {"max_attempts": 5, "mode": "adaptive"},
+                "retries": {"total_max_attempts": _BOTOCORE_TRIES, "mode": "standard"},
+                "connect_timeout": _CONNECT_TIMEOUT_S,
+                "read_timeout": _READ_TIMEOUT_S,
             },
         }
         if self.endpoint_url:
@@ -60,18 +93,80 @@ class Storage:
             options["profile"] = self.profile
         return options
 
+    def for_threads(self, threads: int) -> Storage:
+        """The same, with a connection at least for each of so many threads of a process."""
+        return replace(self, max_connections=max(self.max_connections, threads))
+
     def open(self, address: str) -> Folder:
         """Return the place that an address names (nothing is read or created yet).
 
         Raises:
-            StorageError: the scheme is not known, or its package is not installed.
+            StorageError: the scheme is not known, its package is not installed, or the address carries a secret.
         """
         try:
-            filesystem = fsspec.filesystem(scheme(address), **self.options(address))
-        except (ValueError, ImportError) as error:
-            raise StorageError(f"{address!r} cannot be opened: {error}") from error
+            refuse_secrets(address)
+            filesystem = fsspec.filesystem(scheme(address), **self.options_of(address))
+        except (ValueError, TypeError, ImportError) as error:
+            raise StorageError(f"{redact(address)!r} cannot be opened: {redact(str(error))}") from error
         path = local_path(address) if is_local(address) else filesystem._strip_protocol(address)
         return Folder(filesystem, path)
+
+
+_SCALARS: dict[str, Any] = {"true": True, "false": False, "null": None}
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether a failed request may succeed when it is tried again.
+
+    Throttling, timeouts, resets, bodies that end early and errors of the server (5xx) pass; what is missing or
+    forbidden (404, 403), a full disk, and whatever is wrong with the request itself do not.
+    """
+    if isinstance(error, _LASTING) or not isinstance(error, Exception):
+        return False
+    status = getattr(error, "status", None)  # of aiohttp
+    if isinstance(status, int) and 400 <= status < 500:
+        return status in _PASSING_HTTP
+    if isinstance(error, OSError) and error.errno in _LASTING_ERRNOS:
+        return _s3_code(error) in _DAMAGED_ON_THE_WAY
+    if isinstance(error, (ValueError, TypeError, AttributeError, KeyError, NotImplementedError, ImportError)):
+        return False
+    return type(error).__name__ not in _LASTING_BOTOCORE
+
+
+def _s3_code(error: Exception) -> str:
+    """The code of S3's answer that an error of s3fs was made of."""
+    response = getattr(error.__cause__, "response", None)
+    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
+
+
+# What arrived at S3 was not what was sent; s3fs has no other kind for it than "invalid".
+_DAMAGED_ON_THE_WAY = frozenset(
+    ("BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch")
+)
+# By name: botocore need not be installed for local files.
+_LASTING_BOTOCORE = frozenset(
+    ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ParamValidationError", "InvalidConfigError")
+)
+
+
+def tried(action: Callable[[], T]) -> T:
+    """Do what can be done twice, again after a passing fault, up to four times with growing waits.
+
+    The waits are drawn by chance, so that many workers that failed together do not come back together.
+
+    Raises:
+        Exception: what the action raises, of the last try, or of the first that no other try would change.
+    """
+    started = time.monotonic()
+    for attempt in range(_TRIES):
+        try:
+            return action()
+        except Exception as error:  # every filesystem raises its own kinds
+            last = attempt == _TRIES - 1 or time.monotonic() - started > _PATIENCE_S
+            if last or not is_passing(error):
+                raise
+            time.sleep(_FIRST_WAIT_S * 2**attempt * random.uniform(0.5, 1.5))
+    raise AssertionError("the last attempt returns or raises")
 
 
 _SCHEME = re.compile("^([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
@@ -121,22 +216,49 @@ class Folder:
         """Whether it is on this machine's own filesystem."""
         return isinstance(self.filesystem, LocalFileSystem)
 
+    @property
+    def on_s3(self) -> bool:
+        """Whether it is on S3 or a store that speaks its language."""
+        return "s3" in self.filesystem.protocol
+
     def exists(self) -> bool:
         """Whether there is a file or folder, asked anew (no listing cache)."""
         self.filesystem.invalidate_cache()
-        return bool(self.filesystem.exists(self.path))
+        return bool(tried(lambda: self.filesystem.exists(self.path)))
 
     def read_bytes(self, limit: int | None = None) -> bytes:
-        """Read a whole file; with ``limit``, at most ``limit + 1`` bytes, so that the caller can tell."""
+        """Read a whole file; with ``limit``, at most ``limit + 1`` bytes, so that the caller can tell.
+
+        Passing faults are tried again (`is_passing`); a body shorter than was announced is one.
+        """
+        if self.local:
+            with open(self.path, "rb") as file:
+                return file.read() if limit is None else file.read(limit + 1)
+        return tried(lambda: self._read_remote(limit))
+
+    def _read_remote(self, limit: int | None) -> bytes:
+        if not self.on_s3:
+            if limit is None:
+                return bytes(self.filesystem.cat_file(self.path))
+            with self.filesystem.open(self.path, "rb", cache_type="none") as file:
+                return bytes(file.read(limit + 1))
+        # One request; s3fs would ask for the size first, for files and for whole objects alike.
         if limit is None:
-            return bytes(self.filesystem.cat_file(self.path))
-        with self.filesystem.open(self.path, "rb", cache_type="none") as file:
-            return bytes(file.read(limit + 1))
+            return bytes(self.filesystem.cat_file(self.path, max_concurrency=1))
+        try:
+            return bytes(self.filesystem.cat_file(self.path, start=0, end=limit + 1))
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            if self.filesystem.info(self.path)["size"]:  # an empty object has no range to give
+                raise
+            return b""
 
     def write_bytes(self, data: bytes) -> None:
         """Write a whole file so that the final name only ever holds all of it.
 
-        Object stores do this by themselves; a local file is written beside its place and renamed.
+        Object stores do this by themselves; a local file is written beside its place and renamed. Passing faults are
+        tried again: the same bytes under the same name, whether or not the first try arrived.
 
         Raises:
             StorageError: it cannot be written.
@@ -145,9 +267,9 @@ class Folder:
             if self.local:
                 self._write_local(data)
             else:
-                self.filesystem.pipe_file(self.path, data)
+                tried(lambda: self.filesystem.pipe_file(self.path, data))
         except Exception as error:  # each filesystem raises its own kinds
-            raise StorageError(f"{self.address!r} cannot be written: {type(error).__name__}: {error}") from error
+            raise StorageError(f"{self.address!r} cannot be written: {explain(error)}") from error
 
     def _write_local(self, data: bytes) -> None:
         final = Path(self.path)
@@ -170,7 +292,7 @@ class Folder:
         """Files directly inside that match, sorted by name; none if the folder does not exist."""
         self.filesystem.invalidate_cache()
         try:
-            entries = self.filesystem.ls(self.path, detail=True)
+            entries = tried(lambda: self.filesystem.ls(self.path, detail=True))
         except (FileNotFoundError, NotADirectoryError):
             return []
         paths = [str(entry["name"]) for entry in entries if entry["type"] == "file"]
@@ -179,7 +301,14 @@ class Folder:
 
     def remove(self) -> None:
         """Delete this file."""
-        self.filesystem.rm_file(self.path)
+        tried(lambda: self.filesystem.rm_file(self.path))
+
+
+def explain(error: BaseException) -> str:
+    """What an error of a filesystem says, on one line, without secrets."""
+    name = type(error).__name__
+    said = " ".join(str(error).split())
+    return redact(f"{name}: {said}" if said else name)
 
 
 def default_cache() -> Path:
@@ -219,7 +348,8 @@ def fetch(address: str, sha256: str | None, storage: Storage, cache: Path | None
         digest = sha256_of(path)
         _check_digest(address, digest, sha256)
         return path, digest
-    key = hashlib.sha256(address.encode()).hexdigest()[:16]
+    endpoint = storage.endpoint_url if scheme(address) in ("s3", "s3a") else None
+    key = hashlib.sha256((f"{endpoint} " if endpoint else "").encode() + address.encode()).hexdigest()[:16]
     folder = (cache or default_cache()) / "weights"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{key}-{posixpath.basename(address)}"
@@ -232,23 +362,32 @@ def fetch(address: str, sha256: str | None, storage: Storage, cache: Path | None
             partial = path.with_name(path.name + ".partial")
             try:
                 source = storage.open(address)
-                source.filesystem.get_file(source.path, str(partial))
+                tried(lambda: _download(source, partial))
+                digest = sha256_of(partial)
+                _check_digest(address, digest, sha256)
+                # The digest first: a file without one is fetched again.
+                Folder(LocalFileSystem(), str(seen)).write_text(digest + "\n")
+                partial.replace(path)
+            except WeightsError:
+                raise
             except Exception as error:  # each filesystem raises its own kinds
-                partial.unlink(missing_ok=True)
                 raise WeightsError(
-                    f"{address!r} cannot be fetched ({type(error).__name__}: {error}); give the address of a copy that "
+                    f"{address!r} cannot be fetched ({explain(error)}); give the address of a copy that "
                     f"this machine reaches, or choose weights=random explicitly"
                 ) from error
-            digest = sha256_of(partial)
-            try:
-                _check_digest(address, digest, sha256)
-            except WeightsError:
-                partial.unlink()
-                raise
-            partial.replace(path)
-            seen.write_text(digest + "\n")
+            finally:
+                partial.unlink(missing_ok=True)
     _check_digest(address, digest, sha256)
     return path, digest
+
+
+def _download(source: Folder, target: Path) -> None:
+    source.filesystem.get_file(source.path, str(target))
+    if "http" in source.filesystem.protocol:
+        return  # the client counts against the header by itself; what is compressed on the way has another size
+    size = source.filesystem.info(source.path).get("size")
+    if size is not None and target.stat().st_size != size:
+        raise OSError(errno.EIO, f"{target.stat().st_size:,} bytes came, there are {size:,}")
 
 
 def _check_digest(address: str, found: str, expected: str | None) -> None:
