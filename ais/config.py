@@ -21,16 +21,28 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, NoReturn, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from ais.errors import AisError, ConfigError, LeaseLostError, LockedError
+from ais.secrets import redact, refuse_secrets
 
 # Pillow warns of a decompression bomb above this (PIL.Image.MAX_IMAGE_PIXELS): 256 MiB of 24-bit pixels.
 PILLOW_MAX_PIXELS = 89_478_485
 
 Text = Annotated[str, Field(min_length=1)]
+Address = Annotated[str, Field(min_length=1), AfterValidator(refuse_secrets)]
 # YAML has lists, and strictness would ask for a tuple.
 Texts = Annotated[tuple[Text, ...], Field(strict=False)]
+Addresses = Annotated[tuple[Address, ...], Field(strict=False)]
 Numbers = Annotated[tuple[float, ...], Field(strict=False)]
 Count = Annotated[int, Field(ge=1)]
 Several = Annotated[int, Field(ge=0)]
@@ -68,16 +80,25 @@ class _Section(BaseModel):
         return self
 
 
+_STORAGE_OPTION = re.compile(r"(?P<scheme>[a-z][a-z0-9+-]*)\.(?P<option>[a-z][a-z0-9_]*)=(?P<value>.+)", re.DOTALL)
+_SECRET_OPTION = re.compile(r"key|secret|token|passw|credential|sas|auth|connection_string|headers")
+
+
 class StorageConfig(_Section):
     """How object stores are reached."""
 
-    endpoint_url: Annotated[str, Field(pattern="^https?://")] | None = Field(
-        default=None, description="Address of an S3-compatible server; null: AWS."
+    endpoint_url: Annotated[str, Field(pattern="^https?://"), AfterValidator(refuse_secrets)] | None = Field(
+        default=None, description="Address of an S3-compatible server; null: AWS, or what AWS_ENDPOINT_URL says."
     )
     profile: Text | None = Field(default=None, description="Named profile of the AWS credentials file.")
     anonymous: bool = Field(default=False, description="Read public buckets without credentials.")
     requester_pays: bool = Field(default=False, description="Accept the transfer costs of requester-pays buckets.")
     max_connections: Count = Field(default=64, description="Connections per process to the object store.")
+    options: Texts = Field(
+        default=(),
+        description="For filesystems other than S3, each scheme.option=value as fsspec names it; no secrets.",
+        examples=["[gs.project=photos,abfs.account_name=photos]"],
+    )
 
     def _conflicts(self) -> Iterator[_Conflict]:
         if self.anonymous and self.profile is not None:
@@ -85,6 +106,19 @@ class StorageConfig(_Section):
                 ("profile", "anonymous"),
                 f"{_show(self.profile)} has no effect with storage.anonymous=true; set one of the two",
             )
+        for option in self.options:
+            match = _STORAGE_OPTION.fullmatch(option)
+            if match is None:
+                name = option.partition("=")[0]  # a value may be a secret
+                yield _Conflict(("options",), f"expected scheme.option=value, such as gs.project=photos, got {name!r}")
+            elif match["scheme"] in ("s3", "s3a"):
+                yield _Conflict(("options",), f"{match['option']!r} is for S3, which has keys of its own in storage")
+            elif _SECRET_OPTION.search(match["option"]):
+                yield _Conflict(
+                    ("options",),
+                    f"{match['option']!r} is a secret; it comes from the environment, as the filesystem's own"
+                    " documentation says, never from a configuration",
+                )
 
 
 def _weights_conflicts(weights: str, seed: int | None, sha256: str | None) -> Iterator[_Conflict]:
@@ -114,7 +148,7 @@ class BackboneConfig(_Section):
         default=None,
         description="Layer whose feature maps are explained; null: the backbone's default layer.",
     )
-    weights: Text = Field(
+    weights: Address = Field(
         default="published",
         description='"published" (or "imagenet"): the published weights, digest checked; "random": drawn from'
         " backbone.seed; otherwise the address of a .pth or .safetensors file.",
@@ -136,7 +170,7 @@ class BackboneOverrides(_Section):
         description="Name in the registry: vgg16, vgg19, resnet152, densenet161, barlow_twins or efficientnet_b3.",
     )
     layer: Text | None = Field(default=None, description="Layer whose feature maps are explained.")
-    weights: Text | None = Field(
+    weights: Address | None = Field(
         default=None,
         description='"published" (or "imagenet"), "random", or the address of a .pth or .safetensors file.',
     )
@@ -321,13 +355,13 @@ class PngConfig(_Section):
 class RatingsConfig(_Section):
     """The rated images."""
 
-    path: Text = Field(description="Address of the table of ratings, CSV or Parquet.", examples=["ratings.csv"])
+    path: Address = Field(description="Address of the table of ratings, CSV or Parquet.", examples=["ratings.csv"])
     image_column: Text = Field(default="image", description="Column of image addresses, absolute or relative to root.")
     score_column: Text = Field(default="score", description="Column of ratings.")
     split_column: Text = Field(
         default="split", description="Column of train, validation or test; used if the table has it."
     )
-    root: Text | None = Field(
+    root: Address | None = Field(
         default=None, description="Where relative image addresses start; null: the folder of the table."
     )
     allow_outside_root: bool = Field(default=False, description="Accept image addresses that lead out of root.")
@@ -412,17 +446,17 @@ _MAX_ERROR_SHARE = "Share of images that may fail before the job as a whole fail
 class HeatmapsConfig(_Section):
     """Scores and heatmaps of a collection."""
 
-    images: Text = Field(
+    images: Address = Field(
         description="Folder (walked through), glob, or CSV or Parquet list with a uri column; any fsspec address.",
         examples=["photos"],
     )
-    output: Text = Field(description="Where the run folder goes: OUTPUT/runs/RUN_ID.", examples=["out"])
+    output: Address = Field(description="Where the run folder goes: OUTPUT/runs/RUN_ID.", examples=["out"])
     run_id: Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] | None = Field(
         default=None,
         description="Name of the run; the same name continues it. null: derived from the configuration.",
     )
-    head: Text = Field(description="Address of the head bundle.", examples=["heads/first"])
-    importance: Text | None = Field(
+    head: Address = Field(description="Address of the head bundle.", examples=["heads/first"])
+    importance: Address | None = Field(
         default=None,
         description="Address of an AIS, one value per feature map; null: the prediction AIS of each image.",
     )
@@ -461,12 +495,12 @@ class DriftConfig(_Section):
 class ScoreConfig(_Section):
     """Scores of a whole collection, kept up to date."""
 
-    images: Text = Field(
+    images: Address = Field(
         description="Folder (walked through), glob, or CSV or Parquet list with a uri column; any fsspec address."
         " A list should have the columns etag, or size and mtime, or changed images go unnoticed.",
         examples=["s3://bucket/images"],
     )
-    output: Text = Field(
+    output: Address = Field(
         description="Of this collection: OUTPUT/latest.parquet, and the history in OUTPUT/series.",
         examples=["s3://bucket/scores"],
     )
@@ -475,7 +509,7 @@ class ScoreConfig(_Section):
         description="Name of this run, such as a scheduler's date; the same name continues it, and a complete one does"
         " nothing. null: continue the run that was interrupted, or else start one named by the time in UTC.",
     )
-    head: Text = Field(description="Address of the head bundle.", examples=["s3://bucket/heads/first"])
+    head: Address = Field(description="Address of the head bundle.", examples=["s3://bucket/heads/first"])
     heatmaps: bool = Field(default=False, description="Also write heatmaps and pictures, as jobs/heatmaps.py does.")
     retry_errors: bool = Field(
         default=True,
@@ -487,7 +521,7 @@ class ScoreConfig(_Section):
         " null: keep everything.",
     )
     drift: DriftConfig = DriftConfig()
-    importance: Text | None = Field(
+    importance: Address | None = Field(
         default=None,
         description="With heatmaps=true: address of an AIS; null: the prediction AIS of each image.",
     )
@@ -529,8 +563,8 @@ class TrainConfig(_Section):
     """A head, fitted to ratings."""
 
     ratings: RatingsConfig
-    output: Text = Field(description="Where the head bundle goes.", examples=["heads/first"])
-    cache: Text | None = Field(
+    output: Address = Field(description="Where the head bundle goes.", examples=["heads/first"])
+    cache: Address | None = Field(
         default=None, description="Where embeddings are cached; null: the folder embeddings beside output."
     )
     backbone: BackboneConfig
@@ -546,13 +580,13 @@ class TrainConfig(_Section):
 class CompareConfig(_Section):
     """Agreement between the heatmaps of several runs."""
 
-    runs: Texts = Field(
+    runs: Addresses = Field(
         min_length=2,
         description="Folders of complete runs over the same images, OUTPUT/runs/RUN_ID; every two are compared.",
         examples=["[out/runs/first,out/runs/second]"],
     )
     names: Texts | None = Field(default=None, description="What to call the runs, in their order; null: run ids.")
-    output: Text = Field(description="Folder for tables and pictures.", examples=["agreement"])
+    output: Address = Field(description="Folder for tables and pictures.", examples=["agreement"])
     # The window of structural similarity is 11 cells wide.
     resolution: Annotated[int, Field(ge=16, le=512)] = Field(
         default=32,
@@ -590,11 +624,11 @@ class ConvertConfig(_Section):
         description="Folder of the data set as it was unpacked, or its file of ratings or similarities.",
         examples=["koniq10k"],
     )
-    output: Text = Field(
+    output: Address = Field(
         description="Where the table of ratings goes, .csv or .parquet; for peterson the matrix, .npz or .csv.",
         examples=["ratings.csv"],
     )
-    images: Text | None = Field(
+    images: Address | None = Field(
         default=None,
         description="Folder of the images; for peterson also a list in the order of the matrix. null: where the data"
         " set keeps them below source.",
@@ -633,13 +667,13 @@ class ImportanceConfig(_Section):
         " the agreement with a human similarity matrix.",
         examples=["error"],
     )
-    output: Text = Field(description="Where the bundle goes.", examples=["importance/first"])
-    images: Text | None = Field(
+    output: Address = Field(description="Where the bundle goes.", examples=["importance/first"])
+    images: Address | None = Field(
         default=None,
         description="For prediction: a folder, glob or list. For similarity: a list, in the order of the matrix.",
     )
-    ratings: Text | None = Field(default=None, description="For error: table of ratings, CSV or Parquet.")
-    matrix: Text | None = Field(
+    ratings: Address | None = Field(default=None, description="For error: table of ratings, CSV or Parquet.")
+    matrix: Address | None = Field(
         default=None,
         description="For similarity: square matrix, larger is more alike; .npy, .npz or .csv. A .csv with the images as"
         " header and an .npz with an array images say the order themselves.",
@@ -648,7 +682,7 @@ class ImportanceConfig(_Section):
         default="collective",
         description="For similarity: one map ablated in all images at once, or in one image at a time (averaged).",
     )
-    head: Text | None = Field(default=None, description="Head bundle; for prediction and error.")
+    head: Address | None = Field(default=None, description="Head bundle; for prediction and error.")
     backbone: BackboneOverrides = BackboneOverrides()
     preprocessing: PreprocessingOverrides = PreprocessingOverrides()
     limits: LimitsConfig = LimitsConfig()
@@ -679,14 +713,14 @@ class ValidateConfig(_Section):
     """Whether the heatmaps of a head are true."""
 
     ratings: RatingsConfig
-    head: Text = Field(description="Address of the head bundle.", examples=["heads/first"])
-    output: Text = Field(description="Folder for figures, pictures and the verdict.", examples=["validation/first"])
+    head: Address = Field(description="Address of the head bundle.", examples=["heads/first"])
+    output: Address = Field(description="Folder for figures, pictures and the verdict.", examples=["validation/first"])
     held_out: bool = Field(
         default=True,
         description="Use only those rated images that are in the head's test split; false: all, for ratings of images"
         " that the head was not trained on.",
     )
-    masks: Text | None = Field(
+    masks: Address | None = Field(
         default=None,
         description="Folder with a mask for each image, under the same file name: white inside what matters.",
     )
@@ -736,15 +770,15 @@ class GalleryConfig(_Section):
 class ReportConfig(_Section):
     """A run as pages to look at."""
 
-    run: Text = Field(
+    run: Address = Field(
         description="Run folder of jobs/heatmaps.py, OUTPUT/runs/RUN_ID.", examples=["s3://bucket/output/runs/first"]
     )
-    output: Text = Field(description="Folder for the pages; open its index.html.", examples=["s3://bucket/report"])
+    output: Address = Field(description="Folder for the pages; open its index.html.", examples=["s3://bucket/report"])
     title: Text | None = Field(default=None, description="Heading of the pages; null: the run's name.")
-    head: Text | None = Field(
+    head: Address | None = Field(
         default=None, description="Head bundle; null: the one that the run was made with, where it can be read."
     )
-    importance: Texts = Field(
+    importance: Addresses = Field(
         default=(), description="Bundles of jobs/importance.py; the run's own is added where it can be read."
     )
     validation: Text | None = Field(default=None, description="Output of jobs/validate.py for this head.")
@@ -758,7 +792,7 @@ class DemoConfig(_Section):
     """The demo: planted images, a head fitted to them, the heatmaps job, and how well it points."""
 
     EXAMPLE = ("output=demo",)
-    output: Text = Field(default="demo", description="Folder for everything that the demo writes.")
+    output: Address = Field(default="demo", description="Folder for everything that the demo writes.")
     planted: PlantedConfig = PlantedConfig()
     backbone: BackboneConfig = BackboneConfig(name="barlow_twins", weights="random", seed=0)
     head: HeadConfig = HeadConfig()
@@ -921,7 +955,7 @@ def run_job(main: Callable[[list[str]], int]) -> NoReturn:
     try:
         code = main(sys.argv[1:])
     except AisError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(redact(f"error: {error}"), file=sys.stderr)
         code = 2 if isinstance(error, ConfigError) else 3 if isinstance(error, LockedError | LeaseLostError) else 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

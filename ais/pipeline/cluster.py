@@ -15,6 +15,7 @@ from ray.data import ActorPoolStrategy
 
 from ais.config import ComputeConfig, PoolSize
 from ais.errors import ConfigError
+from ais.pipeline.credentials import worker_setup
 
 # Ray Data needs room for tasks (reading, rendering, writing) beside the actor pools, or nothing moves at all. Small
 # clusters are divided into shares of a CPU so that it stays, down to a single core.
@@ -43,8 +44,15 @@ def start_ray() -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     # Background errors of Ray Data's statistics; what fails in a stage still ends the job.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
+    # Workers of a cluster that starts here inherit this process's environment.
+    setup = None if os.environ.get("RAY_ADDRESS") == "local" else worker_setup()
     # Not address="auto", which also joins the private cluster of any other job on this machine and dies with it.
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init(
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        runtime_env=None if setup is None else {"worker_process_setup_hook": setup},
+    )
 
 
 def quiet_ray_data() -> None:

@@ -17,10 +17,9 @@ from ais.images import DecodeReason, Geometry, Limits, decode_image
 from ais.pipeline.columns import pack
 from ais.pipeline.columns import replace as replace_columns
 from ais.render import fit_within
-from ais.storage import Storage
+from ais.secrets import redact
+from ais.storage import Storage, explain
 
-_TRIES = 4
-_FIRST_WAIT_S = 0.2
 _ERROR_LENGTH = 500
 
 
@@ -85,7 +84,7 @@ class FetchDecode:
     ) -> None:
         self._geometry = geometry
         self._limits = limits
-        self._storage = storage
+        self._storage = storage.for_threads(threads)
         self._pictures = pictures
         self._pool = ThreadPoolExecutor(threads)
 
@@ -141,27 +140,23 @@ class FetchDecode:
 def read_image(uri: str, size: int | None, limits: Limits, storage: Storage) -> bytes:
     """Read the bytes of one image, at most one more than the limit.
 
-    Passing faults (throttling, resets, timeouts) are tried again with growing waits; what will not change is not.
+    Passing faults (throttling, resets, timeouts, bodies that end early) are tried again; what will not change is not.
 
     Raises:
         ImageError: with stage ``"fetch"`` and a reason, or ``"decode"`` where it is larger than the limit.
     """
     if size is not None and size > limits.max_bytes:
         raise ImageError("decode", DecodeReason.TOO_MANY_BYTES, f"{size:,} bytes, the limit is {limits.max_bytes:,}")
-    for attempt in range(_TRIES):
-        try:
-            place = storage.open(uri)
-            if place.local and not stat.S_ISREG(os.stat(place.path).st_mode):
-                raise ImageError("fetch", "not a file", "a folder or a special file")
-            return place.read_bytes(limits.max_bytes)
-        except FileNotFoundError as error:
-            raise ImageError("fetch", "not found", str(error)) from error
-        except PermissionError as error:
-            raise ImageError("fetch", "permission denied", str(error)) from error
-        except ImageError:
-            raise
-        except Exception as error:  # every filesystem raises its own kinds
-            if attempt == _TRIES - 1:
-                raise ImageError("fetch", "unreadable", f"{type(error).__name__}: {error}") from error
-            time.sleep(_FIRST_WAIT_S * 2**attempt)
-    raise AssertionError("the last attempt returns or raises")
+    try:
+        place = storage.open(uri)
+        if place.local and not stat.S_ISREG(os.stat(place.path).st_mode):
+            raise ImageError("fetch", "not a file", "a folder or a special file")
+        return place.read_bytes(limits.max_bytes)
+    except FileNotFoundError as error:
+        raise ImageError("fetch", "not found", redact(str(error))) from error
+    except PermissionError as error:
+        raise ImageError("fetch", "permission denied", redact(str(error))) from error
+    except ImageError:
+        raise
+    except Exception as error:  # every filesystem raises its own kinds
+        raise ImageError("fetch", "unreadable", explain(error)) from error

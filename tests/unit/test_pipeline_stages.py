@@ -23,7 +23,7 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
-import ais.pipeline.fetch
+import ais.storage
 from ais import Explainer, HeadEnsemble, RegressionHead, load_backbone, load_head
 from ais.backbones import Backbone
 from ais.config import PngSelection
@@ -213,7 +213,7 @@ class Faults:
 
 @pytest.fixture
 def faults(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
-    monkeypatch.setattr(ais.pipeline.fetch, "_FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(ais.storage, "_FIRST_WAIT_S", 0.001)
     memory = fsspec.filesystem("memory")
     memory.pipe_file("/image", b"content")
     yield Faults(monkeypatch)
