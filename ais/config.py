@@ -205,6 +205,14 @@ class LimitsConfig(_Section):
         default=PILLOW_MAX_PIXELS,
         description="Largest width times height; the bound is the one above which Pillow warns.",
     )
+    max_metadata_bytes: Count = Field(
+        default=16 * 2**20,
+        description="Colour profile, EXIF, XMP and texts together, uncompressed, in bytes (default 16 MiB).",
+    )
+    seconds: Annotated[float, Field(gt=0)] = Field(
+        default=30.0,
+        description="Processor time that one image may take to decode, in seconds; ten times that by the clock.",
+    )
 
 
 @dataclass(frozen=True)
@@ -271,6 +279,9 @@ class ComputeConfig(_Section):
         description="Actors that fetch and decode: a number, or MIN..MAX; null: as the cluster allows.",
     )
     fetch_threads: Count = Field(default=16, description="Images that one fetch actor reads at the same time.")
+    decoders: Count = Field(
+        default=2, description="Processes in which one fetch actor decodes; each holds one image at a time."
+    )
     max_cpus: Count | None = Field(
         default=None,
         description="Logical CPUs that the cluster's workers can grow to; null: as its head says (label"
@@ -781,8 +792,8 @@ class ReportConfig(_Section):
     importance: Addresses = Field(
         default=(), description="Bundles of jobs/importance.py; the run's own is added where it can be read."
     )
-    validation: Text | None = Field(default=None, description="Output of jobs/validate.py for this head.")
-    comparison: Text | None = Field(default=None, description="Output of jobs/compare.py.")
+    validation: Address | None = Field(default=None, description="Output of jobs/validate.py for this head.")
+    comparison: Address | None = Field(default=None, description="Output of jobs/compare.py.")
     gallery: GalleryConfig = GalleryConfig()
     limits: LimitsConfig = LimitsConfig()
     storage: StorageConfig = StorageConfig()

@@ -81,6 +81,10 @@ class DecodeReason(StrEnum):
     TOO_MANY_BYTES = "too many bytes"
     TOO_MANY_PIXELS = "too many pixels"
     UNSUPPORTED_PIXEL_FORMAT = "unsupported pixel format"
+    TOO_MUCH_METADATA = "too much metadata"
+    OUT_OF_MEMORY = "out of memory"
+    TOO_SLOW = "too slow"
+    CRASHED = "crashed"
 
 
 @dataclass(frozen=True)
@@ -91,19 +95,28 @@ class Limits:
         max_bytes: size of the file in bytes.
         max_pixels: width × height. The default is where Pillow starts to warn of decompression bombs; Pillow
             itself refuses more than twice that.
+        max_metadata_bytes: colour profile, EXIF, XMP, comments and texts together, in bytes, uncompressed.
+        seconds: of processor time, from bytes to pixels. Kept by `ais.decoding`, which decodes in processes that can be
+            stopped; `decode_image` itself knows no time.
 
     Raises:
-        ValueError: a bound is below 1, or ``max_pixels`` is beyond what Pillow reads.
+        ValueError: a bound is below 1, ``max_pixels`` is beyond what Pillow reads, or ``seconds`` is not above 0.
     """
 
     max_bytes: int = 64 * 2**20
     max_pixels: int = _PILLOW_WARNS_AT
+    max_metadata_bytes: int = 16 * 2**20
+    seconds: float = 30.0
 
     def __post_init__(self) -> None:
         if self.max_bytes < 1:
             raise ValueError(f"max_bytes is {self.max_bytes}: must be at least 1")
         if not 1 <= self.max_pixels <= _PILLOW_REFUSES_AT:
             raise ValueError(f"max_pixels is {self.max_pixels}: must be from 1 to {_PILLOW_REFUSES_AT}")
+        if self.max_metadata_bytes < 1:
+            raise ValueError(f"max_metadata_bytes is {self.max_metadata_bytes}: must be at least 1")
+        if not 0 < self.seconds < float("inf"):
+            raise ValueError(f"seconds is {self.seconds}: must be above 0")
 
 
 def decode_image(data: bytes, limits: Limits = Limits()) -> np.ndarray:
@@ -142,6 +155,9 @@ def decode_image(data: bytes, limits: Limits = Limits()) -> np.ndarray:
                 DecodeReason.TOO_MANY_PIXELS,
                 f"{width} × {height} = {width * height} pixels, the limit is {limits.max_pixels}",
             )
+        metadata = sum(len(value) for value in image.info.values() if isinstance(value, bytes | str))
+        if metadata > limits.max_metadata_bytes:
+            raise _error(DecodeReason.TOO_MUCH_METADATA, f"{metadata} bytes, the limit is {limits.max_metadata_bytes}")
         return _rgb_pixels(image)
 
 
@@ -306,6 +322,8 @@ def _image_errors(source: str) -> Iterator[None]:
     except Exception as error:
         # Pillow has no class for a file that ends too early; these are the ways its readers say so.
         said = str(error).lower()
+        if "max_text" in said or "memory used in text" in said:  # compressed texts and profiles of a PNG
+            raise _error(DecodeReason.TOO_MUCH_METADATA, f"{source}: {error}") from error
         ends_early = isinstance(error, EOFError) or "truncated" in said or "not enough image data" in said
         reason = DecodeReason.TRUNCATED if ends_early else DecodeReason.CORRUPT
         raise _error(reason, f"{source}: {error or type(error).__name__}") from error

@@ -1,7 +1,11 @@
-"""What all tests share: an S3 server of their own, and no way to anybody's real one."""
+"""What all tests share: an S3 server of their own and no way to anybody's real one, one small Ray, a head."""
 
 import itertools
+import logging
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -47,3 +51,41 @@ def faulty_proxy(s3: S3Server) -> Iterator[Callable[..., FaultyProxy]]:
     yield start
     for proxy in started:
         proxy.stop()
+
+
+@pytest.fixture(scope="session")
+def local_ray(aws_credentials: None) -> Iterator[None]:  # noqa: ARG001 - in place before workers inherit it
+    """A private cluster of two CPUs, which the jobs that tests start in this process join."""
+    import ray
+
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets below it: the path has to be short
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", folder)
+        ray.init(
+            address="local",
+            num_cpus=2,
+            object_store_memory=300 * 2**20,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+        yield
+        ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Bundle of two untrained heads on ``tiny`` with random weights of seed 3; scores spread by about 1."""
+    import torch
+
+    from ais.backbones import load_backbone
+    from ais.heads import HeadEnsemble, RegressionHead, save_head
+    from tests.tiny import TINY
+
+    folder = tmp_path_factory.mktemp("head")
+    torch.manual_seed(0)
+    heads = [RegressionHead(TINY.embedding_size, hidden=32, target_mean=5, target_std=200) for _ in range(2)]
+    backbone = load_backbone(TINY, weights="random", seed=3)
+    save_head(str(folder), HeadEnsemble(heads), backbone, "center_crop", {})
+    return folder

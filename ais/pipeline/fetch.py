@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 
 from ais.config import PngSelection
+from ais.decoding import DecoderPool, Decoding
 from ais.errors import ImageError
-from ais.images import DecodeReason, Geometry, Limits, decode_image
+from ais.images import DecodeReason, Geometry, Limits
 from ais.pipeline.columns import pack
 from ais.pipeline.columns import replace as replace_columns
-from ais.render import fit_within
 from ais.secrets import redact
 from ais.storage import Storage, explain
 
@@ -77,16 +77,25 @@ class FetchDecode:
         storage: how to reach the addresses.
         threads: images read at once.
         pictures: display copies to carry along, if any.
+        decoders: processes that decode; see `ais.decoding`.
     """
 
     def __init__(
-        self, geometry: Geometry, limits: Limits, storage: Storage, threads: int, pictures: Pictures | None = None
+        self,
+        geometry: Geometry,
+        limits: Limits,
+        storage: Storage,
+        threads: int,
+        pictures: Pictures | None = None,
+        decoders: int = 2,
     ) -> None:
         self._geometry = geometry
         self._limits = limits
         self._storage = storage.for_threads(threads)
         self._pictures = pictures
         self._pool = ThreadPoolExecutor(threads)
+        decoding = Decoding(geometry, limits) if pictures is None else Decoding(geometry, limits, pictures.max_side)
+        self._decoders = DecoderPool(decoding, decoders)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Fetch and decode a batch; every row comes back."""
@@ -123,15 +132,11 @@ class FetchDecode:
         try:
             data = read_image(uri, size, self._limits, self._storage)
             fetched = time.perf_counter()
-            image = decode_image(data, self._limits)
-            pixels, box = self._geometry.apply(image)
-            result = Fetched(width=image.shape[1], height=image.shape[0], box=box, pixels=pixels)
-            if self._pictures is not None and self._pictures.wanted(image_id):
-                result = replace(result, picture=fit_within(image, self._pictures.max_side))
+            picture = self._pictures is not None and self._pictures.wanted(image_id)
+            found = self._decoders.decode(data, picture)
+            result = Fetched(found.width, found.height, found.box, found.pixels, found.picture)
         except ImageError as error:
             result = Fetched(stage=error.stage, reason=error.reason, error=str(error)[:_ERROR_LENGTH])
-        except MemoryError:
-            result = Fetched(stage="decode", reason="out of memory", error="not enough memory to decode the image")
         if result.stage == "fetch":
             fetched = time.perf_counter()
         return replace(result, fetch_s=fetched - started, decode_s=time.perf_counter() - fetched)

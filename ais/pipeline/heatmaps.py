@@ -232,6 +232,7 @@ def fetched(
             "limits": limits,
             "storage": storage,
             "threads": compute.fetch_threads,
+            "decoders": compute.decoders,
             "pictures": pictures,
         },
     )

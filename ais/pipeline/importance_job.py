@@ -229,7 +229,9 @@ def _general_similarity(prepared: PreparedImportance, pools: Pools) -> tuple[np.
     device = choose_device(config.compute.device)
     backbone = source.load(device)
     geometry = geometry_of(source.spec, prepared.model.preprocessing)
-    fetch = FetchDecode(geometry, prepared.limits, prepared.storage, config.compute.fetch_threads)
+    fetch = FetchDecode(
+        geometry, prepared.limits, prepared.storage, config.compute.fetch_threads, None, config.compute.decoders
+    )
     batches = []
     for start in range(0, len(prepared.images), pools.batch):
         images = prepared.images[start : start + pools.batch]

@@ -168,7 +168,7 @@ def read_sample(prepared: PreparedValidation) -> Sample:
     geometry = geometry_of(model.source.spec, model.preprocessing)
     limits = Limits(**config.limits.model_dump())
     count = len(prepared.images)
-    fetch = FetchDecode(geometry, limits, prepared.storage, config.compute.fetch_threads)
+    fetch = FetchDecode(geometry, limits, prepared.storage, config.compute.fetch_threads, None, config.compute.decoders)
     table = fetch(
         pa.table(
             {

@@ -55,8 +55,12 @@ def manifest_of(*uris: Path | str) -> pa.Table:
     return pa.table({"image_id": range(count), "uri": [str(uri) for uri in uris], "size": sizes, "etag": etags})
 
 
+def fetch_stage(limits: Limits = ZOO_LIMITS, pictures: Pictures | None = None) -> FetchDecode:
+    return FetchDecode(GEOMETRY, limits, STORAGE, threads=4, pictures=pictures)
+
+
 def fetch_decode(*uris: Path | str, limits: Limits = ZOO_LIMITS, pictures: Pictures | None = None) -> pa.Table:
-    return FetchDecode(GEOMETRY, limits, STORAGE, threads=4, pictures=pictures)(manifest_of(*uris))
+    return fetch_stage(limits, pictures)(manifest_of(*uris))
 
 
 def outcomes(table: pa.Table) -> list[tuple[str, str]]:
@@ -164,9 +168,11 @@ class TestFetchDecode:
             # In a process that is not root, for whom permissions mean something.
             script = (
                 "import os\n"
-                "from tests.unit.test_pipeline_stages import fetch_decode, outcomes\n"
+                "from tests.unit.test_pipeline_stages import fetch_stage, manifest_of, outcomes\n"
+                "stage = fetch_stage()\n"
+                f"stage(manifest_of({str(good)!r}))\n"  # the interpreter may be out of reach later
                 "if os.geteuid() == 0:\n    os.setgroups([])\n    os.setgid(65534)\n    os.setuid(65534)\n"
-                f"print(outcomes(fetch_decode({str(good)!r}, {str(closed)!r})))"
+                f"print(outcomes(stage(manifest_of({str(good)!r}, {str(closed)!r}))))"
             )
             command = [sys.executable, "-c", script]
             root = Path(__file__).parents[2]

@@ -1,0 +1,150 @@
+"""The jobs with everything on S3, through a proxy that makes requests fail; real Ray workers, real HTTP.
+
+What is faked is AWS, by moto (`tests.s3.server`), and the network's faults, by `tests.s3.proxy`. The backbone is a tiny
+one with random weights.
+"""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from jobs.heatmaps import main as heatmaps
+from jobs.train import main as train
+from tests.s3.proxy import Faults, FaultyProxy
+from tests.s3.server import SECRET_KEY, S3Server
+
+pytestmark = [
+    pytest.mark.usefixtures("local_ray"),
+    # Ray's own context copies its deprecated settings.
+    pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning:ray"),
+]
+GOOD = 120
+NAMES = [
+    "plain",
+    "with space",
+    "ünïcode 画像",
+    "hash#1",
+    "question?",
+    "percent%20",
+    "plus+",
+    "a&b=c",
+    "<script>",
+    "'q\"",
+]
+
+
+def picture(number: int, suffix: str = "PNG") -> bytes:
+    levels = np.random.default_rng(number).integers(0, 256, (5, 5, 3), np.uint8)
+    data = io.BytesIO()
+    Image.fromarray(levels).resize((40 + number % 30, 60), Image.Resampling.NEAREST).save(data, suffix)
+    return data.getvalue()
+
+
+def rows(s3: S3Server, address: str) -> list[dict[str, Any]]:
+    bucket = "s3://" + address.removeprefix("s3://").partition("/")[0]
+    found = []
+    for key in s3.keys(address):
+        found += pq.read_table(io.BytesIO(s3.get(f"{bucket}/{key}"))).to_pylist()
+    return found
+
+
+@pytest.fixture
+def head_on_s3(head: Path, bucket: str, s3: S3Server) -> str:
+    for file in head.iterdir():
+        s3.put(f"{bucket}/heads/first/{file.name}", file.read_bytes())
+    return f"{bucket}/heads/first"
+
+
+def test_heatmaps_with_one_request_in_a_hundred_failing(
+    bucket: str, head_on_s3: str, s3: S3Server, faulty_proxy: Callable[..., FaultyProxy]
+) -> None:
+    for number in range(GOOD):
+        name = f"{NAMES[number]}.png" if number < len(NAMES) else f"{number:03d}.png"
+        s3.put(f"{bucket}/photos/{number % 3}/{name}", picture(number))
+        if number == 5:
+            s3.put(f"{bucket}/photos/9/{name}", picture(number))  # two images of one name
+    s3.put(f"{bucket}/photos/empty.png", b"")
+    s3.put(f"{bucket}/photos/text.jpg", b"not an image")
+    s3.put(f"{bucket}/photos/notes.txt", b"left out")
+    # 1% as promised, and far more in the reads of the images, so that every kind happens.
+    proxy = faulty_proxy(Faults.each(0.1), seed=1)
+    arguments = [
+        f"images={bucket}/photos",
+        f"output={bucket}/out",
+        "run_id=one",
+        f"head={head_on_s3}",
+        f"storage.endpoint_url={proxy.endpoint_url}",
+        "compute.batch_size=16",
+        "shard_rows=32",
+    ]
+    assert heatmaps(arguments) == 0
+    injected = proxy.counts()
+    assert {"slow_down", "reset", "lost", "truncated", "slow"} <= injected.keys()
+    results, errors = rows(s3, f"{bucket}/out/runs/one/results"), rows(s3, f"{bucket}/out/runs/one/errors")
+    assert sorted(row["image_id"] for row in results + errors) == list(range(GOOD + 3))
+    assert {row["uri"].removeprefix(bucket): row["reason"] for row in errors} == {
+        "/photos/empty.png": "empty file",
+        "/photos/text.jpg": "not an image",
+    }
+    assert {row["uri"] for row in results} >= {f"{bucket}/photos/{n % 3}/{name}.png" for n, name in enumerate(NAMES)}
+    assert len({row["uri"] for row in results}) == GOOD + 1
+    summary = json.loads(s3.get(f"{bucket}/out/runs/one/summary.json"))
+    assert summary["ignored"] == {".txt": 1} or summary.get("scored") == GOOD + 1
+    # The same images through an undisturbed connection give the same bytes.
+    arguments[2], arguments[4] = "run_id=two", f"storage.endpoint_url={s3.endpoint_url}"
+    assert heatmaps(arguments) == 0
+    undisturbed = {row["uri"]: row for row in rows(s3, f"{bucket}/out/runs/two/results")}
+    for row in results:
+        other = undisturbed[row["uri"]]
+        assert row["score"] == pytest.approx(other["score"], abs=1e-3)
+        assert row["etag"] == other["etag"]
+    # Nothing secret was written, and a finished run does nothing.
+    for key in s3.keys(f"{bucket}/out"):
+        assert SECRET_KEY.encode() not in s3.get(f"{bucket}/{key}")
+    before = s3.keys(bucket)
+    assert heatmaps(arguments) == 0
+    assert s3.keys(bucket) == before
+
+
+def test_train_with_everything_on_s3(bucket: str, s3: S3Server, faulty_proxy: Callable[..., FaultyProxy]) -> None:
+    lines = ["image,score"]
+    for number in range(60):
+        s3.put(f"{bucket}/rated/{number}.png", picture(number))
+        lines.append(f"rated/{number}.png,{number % 7}")
+    s3.put(f"{bucket}/ratings.csv", "\n".join(lines).encode())
+    proxy = faulty_proxy(Faults.each(0.05), seed=2)
+    arguments = [
+        f"ratings.path={bucket}/ratings.csv",
+        f"output={bucket}/heads/new",
+        "backbone.name=tiny",
+        "backbone.weights=random",
+        "backbone.seed=3",
+        f"storage.endpoint_url={proxy.endpoint_url}",
+        "fit.epochs=6",
+        "fit.checkpoint_every=3",
+        "head.hidden=8",
+    ]
+    assert train(arguments) == 0
+    keys = s3.keys(bucket)
+    assert "heads/new/head.json" in keys
+    assert any(key.startswith("heads/embeddings/") for key in keys)
+    assert not [key for key in keys if "/.train/" in key]  # checkpoints are there only until the bundle is
+    assert len(proxy.counts()) > 3
+    assert (
+        heatmaps(
+            [
+                f"images={bucket}/rated",
+                f"output={bucket}/out",
+                f"head={bucket}/heads/new",
+                f"storage.endpoint_url={s3.endpoint_url}",
+            ]
+        )
+        == 0
+    )
