@@ -83,15 +83,50 @@ def exif(orientation: int) -> Image.Exif:
     return tags
 
 
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    """One chunk of a PNG."""
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
 def png_of_size(width: int, height: int) -> bytes:
     """PNG of a few bytes that declares this size and holds no more than a row."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    body = png_chunk(b"IHDR", header) + png_chunk(b"IDAT", zlib.compress(bytes(100))) + png_chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
+
+
+def png_with(chunk: bytes) -> bytes:
+    """The picture as a PNG, with one chunk more after its header."""
+    plain = encode(Image.fromarray(picture()), "PNG")
+    after_header = 8 + 25
+    return plain[:after_header] + chunk + plain[after_header:]
+
+
+def gif_of_frames(count: int) -> bytes:
+    """GIF whose first frame is red, followed by so many blue ones of one pixel."""
+    start = encode(Image.new("RGB", (WIDTH, HEIGHT), RED), "GIF").removesuffix(b";")
+    frame = b"\x2c" + struct.pack("<HHHHB", 0, 0, 1, 1, 0x80) + bytes((*BLUE, 0, 0, 0)) + b"\x02\x02\x44\x01\x00"
+    return start + frame * count + b";"
+
+
+DEADLY = {
+    "segfault": DecodeReason.CRASHED,
+    "abort": DecodeReason.CRASHED,
+    "exit": DecodeReason.CRASHED,
+    "killed": DecodeReason.CRASHED,
+    "memory": DecodeReason.OUT_OF_MEMORY,
+    "spin": DecodeReason.TOO_SLOW,
+    "sleep": DecodeReason.TOO_SLOW,
+}
+"""Ways in which an image ends its decoder, under `HOSTILE_PATH`, and what must become of it."""
+
+HOSTILE_PATH = str(Path(__file__).parent / "hostile")
+"""On ``PYTHONPATH``, makes decoding processes do what `deadly` images say; see the module there for what is faked."""
+
+
+def deadly(way: str) -> bytes:
+    """An image, good elsewhere, that ends its decoder in a way of `DEADLY`."""
+    return b"P6 # " + way.encode() + b"\n48 32 255\n" + picture().tobytes()
 
 
 def write_zoo(directory: Path) -> list[ZooCase]:
@@ -154,6 +189,13 @@ def write_zoo(directory: Path) -> list[ZooCase]:
 
     floats = Image.fromarray(np.full((HEIGHT, WIDTH), 0.5, dtype=np.float32))
     add("float32.tiff", encode(floats, "TIFF"), DecodeReason.UNSUPPORTED_PIXEL_FORMAT, "no defined white")
+
+    text_bomb = png_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(2**26), 9))
+    add("text_bomb.png", png_with(text_bomb), DecodeReason.TOO_MUCH_METADATA, "64 MiB of text in 64 KiB")
+    profile_bomb = png_chunk(b"iCCP", b"icc\0\0" + zlib.compress(bytes(2**26), 9))
+    add("profile_bomb.png", png_with(profile_bomb), DecodeReason.TOO_MUCH_METADATA, "a profile of 64 MiB in 64 KiB")
+    frames = gif_of_frames(20_000)
+    add("frame_bomb.gif", frames, "ok", "20,000 frames: only the first is read", (WIDTH, HEIGHT), RED)
 
     add("bomb.png", png_of_size(50_000, 50_000), DecodeReason.TOO_MANY_PIXELS, "beyond what Pillow reads")
     add("large.png", png_of_size(10_000, 10_000), DecodeReason.TOO_MANY_PIXELS, "where Pillow only warns")
