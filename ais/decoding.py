@@ -211,13 +211,13 @@ class _Child:
         if "reason" in said:
             raise ImageError("decode", said["reason"], said["detail"])
         side = self._decoding.geometry.input_size
-        pixels = np.empty((side, side, 3), np.uint8)
-        picture = None
+        pixels: np.ndarray = np.empty((side, side, 3), np.uint8)
+        picture: np.ndarray | None = None
         if said["picture"] is not None:
             height, width = said["picture"]
             picture = np.empty((height, width, 3), np.uint8)
         for array in (pixels, picture):
-            if array is not None and not _read_into(pipe, memoryview(array).cast("B")):
+            if array is not None and not _read_into(pipe, array.data.cast("B")):
                 return None
         return Decoded(said["width"], said["height"], pixels, np.array(said["box"], np.float32), picture)
 

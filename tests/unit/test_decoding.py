@@ -21,7 +21,8 @@ from ais.images import Geometry, Limits
 from tests.zoo import DEADLY, HOSTILE_PATH, ZOO_LIMITS, deadly, write_zoo
 
 DECODING = Decoding(Geometry(32, 36, "bilinear"), ZOO_LIMITS, max_side=40)
-QUICK = Decoding(DECODING.geometry, Limits(seconds=0.5))  # five by the clock
+QUICK = Decoding(DECODING.geometry, Limits(seconds=1))  # ten by the clock, which a busy machine may reach first
+pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF data", "ignore:Image size")
 ROOT = Path(__file__).parents[2]
 
 
@@ -95,7 +96,7 @@ def test_every_way_to_end_a_decoder_costs_one_image(hostile: None) -> None:  # n
         assert isinstance(after, Decoded), way
     with pytest.raises(ImageError, match="crashed: its decoder died twice, of SIGSEGV"):
         pool.decode(deadly("segfault"))
-    with pytest.raises(ImageError, match=r"too slow: over 0\.5 s of processor time"):
+    with pytest.raises(ImageError, match="too slow: over 1 s of processor time|too slow: over 10 s by the clock"):
         pool.decode(deadly("spin"))
     pool.close()
 
