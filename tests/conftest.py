@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ import pytest
 
 from tests.s3.proxy import Faults, FaultyProxy
 from tests.s3.server import S3Server, credentials
+from tests.zoo import HOSTILE_PATH
 
 _numbers = itertools.count()
 
@@ -61,6 +63,7 @@ def local_ray(aws_credentials: None) -> Iterator[None]:  # noqa: ARG001 - in pla
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets below it: the path has to be short
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", folder)
+        patch.setenv("PYTHONPATH", HOSTILE_PATH, prepend=os.pathsep)  # deadly images do as they say
         ray.init(
             address="local",
             num_cpus=2,

@@ -1,7 +1,7 @@
 """The jobs with everything on S3, through a proxy that makes requests fail; real Ray workers, real HTTP.
 
-What is faked is AWS, by moto (`tests.s3.server`), and the network's faults, by `tests.s3.proxy`. The backbone is a tiny
-one with random weights.
+What is faked is AWS, by moto (`tests.s3.server`), the network's faults, by `tests.s3.proxy`, and bugs in decoders, by
+`tests/hostile`. The backbone is a tiny one with random weights.
 """
 
 import io
@@ -19,6 +19,7 @@ from jobs.heatmaps import main as heatmaps
 from jobs.train import main as train
 from tests.s3.proxy import Faults, FaultyProxy
 from tests.s3.server import SECRET_KEY, S3Server
+from tests.zoo import deadly
 
 pytestmark = [
     pytest.mark.usefixtures("local_ray"),
@@ -73,6 +74,8 @@ def test_heatmaps_with_one_request_in_a_hundred_failing(
     s3.put(f"{bucket}/photos/empty.png", b"")
     s3.put(f"{bucket}/photos/text.jpg", b"not an image")
     s3.put(f"{bucket}/photos/notes.txt", b"left out")
+    for way in ("segfault", "spin"):
+        s3.put(f"{bucket}/photos/deadly/{way}.ppm", deadly(way))
     # 1% as promised, and far more in the reads of the images, so that every kind happens.
     proxy = faulty_proxy(Faults.each(0.1), seed=1)
     arguments = [
@@ -83,20 +86,24 @@ def test_heatmaps_with_one_request_in_a_hundred_failing(
         f"storage.endpoint_url={proxy.endpoint_url}",
         "compute.batch_size=16",
         "shard_rows=32",
+        "limits.seconds=2",
     ]
     assert heatmaps(arguments) == 0
     injected = proxy.counts()
     assert {"slow_down", "reset", "lost", "truncated", "slow"} <= injected.keys()
     results, errors = rows(s3, f"{bucket}/out/runs/one/results"), rows(s3, f"{bucket}/out/runs/one/errors")
-    assert sorted(row["image_id"] for row in results + errors) == list(range(GOOD + 3))
+    assert sorted(row["image_id"] for row in results + errors) == list(range(GOOD + 5))
     assert {row["uri"].removeprefix(bucket): row["reason"] for row in errors} == {
         "/photos/empty.png": "empty file",
         "/photos/text.jpg": "not an image",
+        "/photos/deadly/segfault.ppm": "crashed",
+        "/photos/deadly/spin.ppm": "too slow",
     }
     assert {row["uri"] for row in results} >= {f"{bucket}/photos/{n % 3}/{name}.png" for n, name in enumerate(NAMES)}
     assert len({row["uri"] for row in results}) == GOOD + 1
     summary = json.loads(s3.get(f"{bucket}/out/runs/one/summary.json"))
-    assert summary["ignored"] == {".txt": 1} or summary.get("scored") == GOOD + 1
+    assert (summary["scored"], summary["failed"]) == (GOOD + 1, len(errors))
+    assert json.loads(s3.get(f"{bucket}/out/runs/one/run.json"))["ignored"] == {".txt": 1}
     # The same images through an undisturbed connection give the same bytes.
     arguments[2], arguments[4] = "run_id=two", f"storage.endpoint_url={s3.endpoint_url}"
     assert heatmaps(arguments) == 0

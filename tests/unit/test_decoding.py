@@ -96,7 +96,7 @@ def test_every_way_to_end_a_decoder_costs_one_image(hostile: None) -> None:  # n
         assert isinstance(after, Decoded), way
     with pytest.raises(ImageError, match="crashed: its decoder died twice, of SIGSEGV"):
         pool.decode(deadly("segfault"))
-    with pytest.raises(ImageError, match="too slow: over 1 s of processor time|too slow: over 10 s by the clock"):
+    with pytest.raises(ImageError, match=r"too slow: over 1 s of processor time|too slow: over 10 s by the clock"):
         pool.decode(deadly("spin"))
     pool.close()
 
