@@ -485,7 +485,7 @@ class HeatmapsConfig(_Section):
 
 
 class DriftConfig(_Section):
-    """Beyond what a run of scheduled scoring ends with exit code 4, "look at me" (null: never)."""
+    """Limits beyond which a run of scheduled scoring ends with exit code 4, "look at me" (null: none)."""
 
     max_psi: Annotated[float, Field(gt=0)] | None = Field(
         default=0.25,

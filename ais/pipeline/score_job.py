@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from ais.backbones import BackboneSpec
 from ais.config import ScoreConfig, config_fingerprint, to_yaml
 from ais.errors import RunError
+from ais.lease import Lease
 from ais.pipeline.cluster import start_ray
 from ais.pipeline.finish import print_summary, summarise
 from ais.pipeline.heatmaps import Work, run_heatmaps
@@ -62,6 +64,10 @@ class Scoring:
         lines = self.model.describe().splitlines()[:-1]  # without the run, which the tick decides
         return "\n".join([*lines, f"series      {self.series.folder.address}"])
 
+    def under(self, lease: Lease) -> Scoring:
+        """The same, written only while the lease lasts."""
+        return replace(self, series=self.series.under(lease.fence))
+
     def at(self, tick: str) -> Prepared:
         """The job of one tick."""
         metadata = self.model.plan.metadata | {"ais.run_id": tick, "ais.series": self.series.name}
@@ -87,24 +93,22 @@ def prepare_scoring(config: ScoreConfig, spec: BackboneSpec | None = None) -> Sc
     return Scoring(config, model, Series(model.plan.storage.open(config.output), name))
 
 
-def run_ticks(scoring: Scoring, check: Callable[[], None]) -> int:
+def run_ticks(scoring: Scoring) -> int:
     """Do this tick, after a run of the series that was interrupted, if there is one; return the exit code.
 
-    Only under the lock of OUTPUT.
-
     Args:
-        scoring: the job.
-        check: raises if the lock was lost; asked before anything is replaced.
+        scoring: the job, under the lock of OUTPUT.
 
     Raises:
         AisError: the collection cannot be listed or is empty, or the work stopped; the same command continues.
     """
-    unfinished = scoring.series.state().open
-    name = scoring.config.tick or unfinished or tick_of(datetime.now(UTC))
-    if unfinished not in (None, name):
-        print(f"unfinished  {unfinished} was interrupted, and is finished first", flush=True)
-        Tick(scoring, unfinished, check).run()
-    return Tick(scoring, name, check).run()
+    state = scoring.series.state()
+    name = scoring.config.tick or state.open or tick_of(datetime.now(UTC))
+    if state.open is not None and state.open != name:
+        print(f"unfinished  {state.open} was interrupted, and is finished first", flush=True)
+        Tick(scoring, state.open, state).run()
+        state = scoring.series.state()
+    return Tick(scoring, name, state).run()
 
 
 class Tick:
@@ -113,16 +117,16 @@ class Tick:
     Args:
         scoring: the job.
         name: of the run.
-        check: raises if the lock was lost.
+        state: of the series.
     """
 
-    def __init__(self, scoring: Scoring, name: str, check: Callable[[], None]) -> None:
+    def __init__(self, scoring: Scoring, name: str, state: State) -> None:
         self._config = scoring.config
         self._series = scoring.series
         self._prepared = scoring.at(name)
         self._run = self._prepared.run
-        self._check = check
         self._name = name
+        self._state = state
         self._draft = self._run.folder / "draft.parquet"
         self._snapshot = self._run.folder / "snapshot.parquet"
         self._listing: dict[str, Any] = {}
@@ -144,7 +148,6 @@ class Tick:
 
     def _set_out(self) -> dict[str, Any] | None:
         """List the collection and write down what has to be done; ``None`` if nothing has."""
-        state = self._series.state()
         now = datetime.now(UTC)
         changes = Changes()
         with scratch_folder() as scratch:
@@ -154,10 +157,10 @@ class Tick:
             if digest.images == 0:
                 raise RunError("there are no images; nothing is marked as gone, and the latest scores stay as they are")
             self._listing = {"images": digest.images, "digest": str(digest), "ignored": dict(listing.ignored)}
-            if not self._may_have_changed(state):
+            if not self._may_have_changed():
                 return None
             rows = draft(
-                self._known(state, scratch),
+                self._known(scratch),
                 first_of_each(tables, changes.repeat),
                 changes,
                 now=now,
@@ -169,8 +172,8 @@ class Tick:
             if not changes.any:
                 return None
             print(f"listing     {_said(self._listing, changes.as_dict())}", flush=True)
-            self._check()
-            self._series.write_state(replace(state, open=self._name))
+            self._state = replace(self._state, open=self._name)
+            self._series.write_state(self._state)
             upload(drafted, self._draft)
             facts = {
                 **self._prepared.facts(),
@@ -178,7 +181,7 @@ class Tick:
                 "ignored": self._listing["ignored"],
                 "listing": self._listing,
                 "changes": changes.as_dict(),
-                "before": self._before(state),
+                "before": self._before(),
             }
             if changes.to_score == 0:
                 return {"images": 0, **facts}  # found again by another listing, should this be interrupted
@@ -186,20 +189,22 @@ class Tick:
             self._run.set_out(images, to_yaml(self._config), facts)
         return self._run.record()
 
-    def _may_have_changed(self, state: State) -> bool:
-        if state.snapshot is None or state.snapshot.digest != self._listing["digest"]:
+    def _may_have_changed(self) -> bool:
+        snapshot = self._state.snapshot
+        if snapshot is None or snapshot.digest != self._listing["digest"]:
             return True
-        return self._config.retry_errors and state.snapshot.retryable > 0
+        return self._config.retry_errors and snapshot.retryable > 0
 
-    def _known(self, state: State, scratch: Path) -> Any:
-        if state.snapshot is None:
+    def _known(self, scratch: Path) -> Iterator[pa.Table]:
+        if self._state.snapshot is None:
             return iter([SNAPSHOT_SCHEMA.empty_table()])
-        return read_tables(local_copy(self._series.output / state.snapshot.path, scratch))
+        return read_tables(local_copy(self._series.output / self._state.snapshot.path, scratch))
 
-    def _before(self, state: State) -> dict[str, Any] | None:
+    def _before(self) -> dict[str, Any] | None:
         """The collection that scores are compared with: as this series left it, or else as readers see it."""
-        if state.snapshot is not None:
-            return {"series": self._series.name, "run_id": state.snapshot.run_id, "snapshot": state.snapshot.path}
+        known = self._state.snapshot
+        if known is not None:
+            return {"series": self._series.name, "run_id": known.run_id, "snapshot": known.path}
         latest = read_json(self._series.output / "latest.json")
         return latest and {key: latest[key] for key in ("series", "run_id", "snapshot")}
 
@@ -220,7 +225,7 @@ class Tick:
             schema = SNAPSHOT_SCHEMA.with_metadata(self._prepared.plan.metadata)
             write_tables(scratch / "snapshot.parquet", rows, schema)
             drift = self._drift(record, census, scratch)
-            self._check()
+            self._series.check_lock()
             upload(scratch / "snapshot.parquet", self._snapshot)
         snapshot = Snapshot(
             run_id=self._name,
@@ -256,11 +261,9 @@ class Tick:
 
     def _finish_unchanged(self) -> int:
         now = datetime.now(UTC)
-        state = self._series.state()
-        snapshot = state.snapshot
+        snapshot = self._state.snapshot
         assert snapshot is not None, "an empty collection is refused, and any other is a change"
         print(f"unchanged   {self._listing['images']:,} images, as of {snapshot.run_id}; nothing to do", flush=True)
-        self._check()
         # The digest may be another where the same images were listed otherwise: one of them twice.
         snapshot = replace(snapshot, digest=self._listing["digest"])
         sound = self._publish_if_sound(snapshot, now)
@@ -281,8 +284,7 @@ class Tick:
         return code
 
     def _report_complete(self, summary: dict[str, Any]) -> int:
-        state = self._series.state()
-        if state.open == self._name:  # killed between its summary and the state of the series
+        if self._state.open == self._name:  # killed between its summary and the state of the series
             self._close(State(Snapshot.of(summary["snapshot"]), None, self._name))
         print(
             f"complete    finished {summary['finished_at']}; nothing to do (another tick lists the collection again)",
@@ -300,9 +302,8 @@ class Tick:
 
     def _close(self, state: State) -> None:
         """The end of a run: the series moves on, and what is too old goes."""
-        self._check()
         self._series.write_state(state)
-        if self._draft.exists():
+        if self._state.open == self._name and self._draft.exists():
             self._draft.remove()
         if self._config.keep:
             for name in prune_all(self._series.output, datetime.now(UTC) - duration(self._config.keep)):

@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from ais.errors import RunError
+from ais.lease import Fence
 from ais.runs import Run
 from ais.scoring.files import copy, read_json
 from ais.storage import Folder
@@ -112,16 +113,31 @@ class Series:
     Args:
         output: OUTPUT.
         name: of the series.
+        fence: of the lock on OUTPUT under which it is written, if it is.
     """
 
-    def __init__(self, output: Folder, name: str) -> None:
+    def __init__(self, output: Folder, name: str, fence: Fence | None = None) -> None:
         self.output = output
         self.name = name
+        self._fence = fence
         self.folder = output / "series" / name
 
     def run(self, tick: str) -> Run:
         """The run folder of a tick; nothing is read or created."""
-        return Run(self.folder / "runs" / tick)
+        return Run(self.folder / "runs" / tick, self._fence)
+
+    def under(self, fence: Fence) -> Series:
+        """The same, written only while the lock lasts."""
+        return Series(self.output, self.name, fence)
+
+    def check_lock(self) -> None:
+        """Ask whether OUTPUT is still ours to write.
+
+        Raises:
+            LeaseLostError: somebody else took it over.
+        """
+        if self._fence is not None:
+            self._fence.check()
 
     def relative(self, place: Folder) -> str:
         """Path below OUTPUT."""
@@ -144,6 +160,7 @@ class Series:
 
     def write_state(self, state: State) -> None:
         """Replace ``series.json``."""
+        self.check_lock()
         document = {"series": self.name, **asdict(state)}
         (self.folder / "series.json").write_text(json.dumps(document, indent=2) + "\n")
 
@@ -152,9 +169,11 @@ class Series:
 
         ``latest.parquet`` is replaced before ``latest.json``: what the pointer names is always there.
         """
+        self.check_lock()
         pointer = self.output / "latest.json"
-        if (read_json(pointer) or {}).get("snapshot") != snapshot.path:
-            copy(self.output / snapshot.path, self.output / "latest.parquet")
+        latest = self.output / "latest.parquet"
+        if (read_json(pointer) or {}).get("snapshot") != snapshot.path or not latest.exists():
+            copy(self.output / snapshot.path, latest)
         document = {"series": self.name, **asdict(snapshot), "snapshot": snapshot.path}
         for internal in ("path", "digest", "runs", "retryable"):
             del document[internal]
@@ -210,6 +229,7 @@ def _folders(place: Folder) -> list[str]:
 
 def _remove_run(run: Run) -> None:
     filesystem = run.folder.filesystem
+    filesystem.invalidate_cache()
     summary = (run.folder / "summary.json").path
     for path in sorted(filesystem.find(run.folder.path)):
         if path != summary:
