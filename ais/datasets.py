@@ -187,7 +187,9 @@ def read_ava(source: Folder) -> tuple[Rated, list[Folder]]:
     lists = {name: home / "aesthetics_image_lists" / f"{name}.jpgl" for name in ("generic_ls_train", "generic_test")}
     found = [name for name, listed in lists.items() if listed.exists()]
     if len(found) == 1:
-        raise DatasetError(f"{_parent(lists[found[0]]).address!r} has one list of two, {found[0]}.jpgl: both or none")
+        raise DatasetError(
+            f"{_parent(lists[found[0]]).address!r} has one list of two, {found[0]}.jpgl; add the other or remove both"
+        )
     notes: tuple[str, ...] = ()
     splits = None
     if found:
@@ -256,7 +258,7 @@ def read_koniq10k(source: Folder) -> tuple[Rated, list[Folder]]:
                 raise _bad_line(place, number, line, f"set is {row['set']!r}, not training, validation or test")
             splits.append(splits_of[row["set"]])
     if not scores:
-        raise DatasetError(f"{place.address!r} has a header and no lines; download it again")
+        raise DatasetError(f"{place.address!r} has a header and no lines; take the file as published")
     home = _parent(place)
     rated = Rated(
         place.address, list(scores), np.array(list(scores.values())), splits or None, "mean opinion score, 1 to 100"
@@ -280,7 +282,7 @@ def read_aigciqa2023(source: Folder, aspect: str) -> tuple[Rated, list[Folder]]:
         )
     values = _matlab(place, re.compile("^MOSz$"))
     if values.ndim != 2 or min(values.shape) != 1:
-        raise DatasetError(f"{place.address!r}: MOSz has the shape {values.shape}; one number an image is expected")
+        raise DatasetError(f"{place.address!r}: MOSz has the shape {values.shape}; take the file as published")
     scores = values.ravel().astype(np.float64)
     if not np.isfinite(scores).all():
         at = int(np.flatnonzero(~np.isfinite(scores))[0])
@@ -424,9 +426,13 @@ def _read(place: Folder) -> bytes:
     try:
         data = place.read_bytes(_MAX_BYTES)
     except OSError as error:
-        raise DatasetError(f"{place.address!r} cannot be read: {type(error).__name__}: {error}") from error
+        raise DatasetError(
+            f"{place.address!r} cannot be read: {type(error).__name__}: {error}; check the address and the access to it"
+        ) from error
     if len(data) > _MAX_BYTES:
-        raise DatasetError(f"{place.address!r} has more than {_MAX_BYTES:,} bytes; no file of these data sets has")
+        raise DatasetError(
+            f"{place.address!r} has more than {_MAX_BYTES:,} bytes; no file of these data sets has; check the source"
+        )
     return data
 
 
@@ -472,12 +478,15 @@ def _matlab(place: Folder, wanted: re.Pattern[str]) -> np.ndarray:
     try:
         contents = scipy.io.whosmat(io.BytesIO(data))
     except Exception as error:  # whatever the bytes of another file lead to
-        raise DatasetError(f"{place.address!r} is not a MATLAB file of version 5 to 7: {error}") from error
+        raise DatasetError(
+            f"{place.address!r} is not a MATLAB file of version 5 to 7: {error}; take it as published"
+        ) from error
     matching = [(name, shape) for name, shape, _ in contents if wanted.search(name)]
     if len(matching) != 1:
         names = ", ".join(name for name, _, _ in contents) or "none"
         raise DatasetError(
-            f"{place.address!r} has to hold one variable that matches {wanted.pattern!r}; its variables: {names}"
+            f"{place.address!r} has to hold one variable that matches {wanted.pattern!r}; its variables: {names}; "
+            "take the file as published"
         )
     ((name, shape),) = matching
     if np.prod(shape, dtype=float) > _MAX_NUMBERS:

@@ -109,7 +109,10 @@ class Lease:
             self.fence.check()
             raise
         except Exception as error:  # each filesystem raises its own kinds
-            raise StorageError(f"{place.address!r} cannot be renewed: {type(error).__name__}: {error}") from error
+            raise StorageError(
+                f"{place.address!r} cannot be renewed: {type(error).__name__}: {error}; "
+                "check the address and the access to it"
+            ) from error
 
     def _start(self) -> None:
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
@@ -218,7 +221,10 @@ def _create(place: Folder, name: str, holder: dict[str, Any]) -> bool:
             if _read(place, _generation(file)) is None:
                 raise
     except Exception as error:  # each filesystem raises its own kinds
-        raise StorageError(f"{file.address!r} cannot be written: {type(error).__name__}: {error}") from error
+        raise StorageError(
+            f"{file.address!r} cannot be written: {type(error).__name__}: {error}; "
+            "check the address and the access to it"
+        ) from error
     # A request that was sent again after its answer got lost finds its own file there.
     record = _read(place, _generation(file))
     return record is not None and record.get("token") == holder["token"]
@@ -249,7 +255,10 @@ def _highest(place: Folder) -> int:
     try:
         return max((_generation(file) for file in place.files("*.json")), default=0)
     except Exception as error:  # each filesystem raises its own kinds
-        raise StorageError(f"the lock {place.address!r} cannot be read: {type(error).__name__}: {error}") from error
+        raise StorageError(
+            f"the lock {place.address!r} cannot be read: {type(error).__name__}: {error}; "
+            "check the address and the access to it"
+        ) from error
 
 
 def _read(place: Folder, generation: int) -> dict[str, Any] | None:
@@ -262,7 +271,9 @@ def _read(place: Folder, generation: int) -> dict[str, Any] | None:
     except ValueError:
         record = {}
     except Exception as error:  # each filesystem raises its own kinds
-        raise StorageError(f"{file.address!r} cannot be read: {type(error).__name__}: {error}") from error
+        raise StorageError(
+            f"{file.address!r} cannot be read: {type(error).__name__}: {error}; check the address and the access to it"
+        ) from error
     return record if isinstance(record, dict) else {}
 
 
@@ -274,7 +285,9 @@ def _modified(file: Folder) -> float | None:
     except FileNotFoundError:
         return None
     except Exception as error:  # each filesystem raises its own kinds
-        raise StorageError(f"{file.address!r} cannot be read: {type(error).__name__}: {error}") from error
+        raise StorageError(
+            f"{file.address!r} cannot be read: {type(error).__name__}: {error}; check the address and the access to it"
+        ) from error
     changed = next((info[key] for key in _TIMES if info.get(key)), None)
     if isinstance(changed, str):
         changed = datetime.fromisoformat(changed)
@@ -295,7 +308,7 @@ def _store_now(place: Folder) -> float:
         with suppress(Exception):
             probe.remove()
     if now is None:
-        raise StorageError(f"{probe.address!r} is gone as soon as it is written")
+        raise StorageError(f"{probe.address!r} is gone as soon as it is written; give an output that keeps its files")
     return now
 
 

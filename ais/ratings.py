@@ -127,9 +127,15 @@ def _read_table(config: RatingsConfig, storage: Storage) -> pa.Table:
                 convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(used, pa.string())),
             )
     except OSError as error:
-        raise RatingsError(f"ratings.path: {config.path!r} cannot be read: {type(error).__name__}: {error}") from error
+        raise RatingsError(
+            f"ratings.path: {config.path!r} cannot be read: {type(error).__name__}: {error}; "
+            "check the address and the access to it"
+        ) from error
     except pa.ArrowException as error:
-        raise RatingsError(f"{config.path!r} cannot be read as a table of ratings: {error}") from error
+        raise RatingsError(
+            f"{config.path!r} cannot be read as a table of ratings: {error}; "
+            "save it as CSV with a header, or as Parquet"
+        ) from error
     names = table.column_names
     for key, column in (("image_column", config.image_column), ("score_column", config.score_column)):
         if column not in names:
@@ -243,7 +249,7 @@ def _check_usable(ratings: Ratings, config: RatingsConfig) -> None:
     if np.ptp(ratings.scores) == 0:
         raise RatingsError(
             f"{config.path!r}, column {config.score_column!r}: all {len(ratings)} images have the score"
-            f" {ratings.scores[0]:g}; there is nothing to learn from a constant (another ratings.score_column?)"
+            f" {ratings.scores[0]:g}; there is nothing to learn from a constant; set another ratings.score_column"
         )
     if ratings.splits is not None:
         found = Counter(ratings.splits.tolist())

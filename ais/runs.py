@@ -146,7 +146,10 @@ def list_images(address: str, storage: Storage) -> Listing:
         if any(character in address for character in "*?["):
             return Listing(_globbed(place), ignored)
     except (OSError, ValueError) as error:
-        raise StorageError(f"images {address!r} cannot be listed: {type(error).__name__}: {error}") from error
+        raise StorageError(
+            f"images {address!r} cannot be listed: {type(error).__name__}: {error}; "
+            "check the address and the access to it"
+        ) from error
     raise StorageError(f"images {address!r} does not exist: give a folder, a glob, or a CSV or Parquet list")
 
 
@@ -170,7 +173,9 @@ def _walked(place: Folder, ignored: Counter[str]) -> Iterator[ListedImage]:
     try:
         entries = place.filesystem.ls(place.path, detail=True)
     except OSError as error:
-        raise StorageError(f"{place.address!r} cannot be walked: {error}") from error
+        raise StorageError(
+            f"{place.address!r} cannot be walked: {error}; check the address and its permissions"
+        ) from error
     for info in sorted(entries, key=lambda entry: str(entry["name"])):
         inside = Folder(place.filesystem, str(info["name"]).rstrip("/"))
         name = posixpath.basename(inside.path)
@@ -209,7 +214,10 @@ def _listed(place: Folder) -> Iterator[ListedImage]:
         given = [name for name in _LIST_TYPES if name in columns]
         table = table.select(given).cast(pa.schema([(name, _LIST_TYPES[name]) for name in given]))
     except pa.ArrowException as error:
-        raise StorageError(f"{place.address!r} cannot be read as a list of images: {error}") from error
+        raise StorageError(
+            f"{place.address!r} cannot be read as a list of images: {error}; "
+            "save it as CSV with a header, or as Parquet"
+        ) from error
     if "uri" not in given:
         raise StorageError(
             f"{place.address!r} has no column 'uri' with the addresses of images; it has {', '.join(columns)}"
@@ -218,7 +226,7 @@ def _listed(place: Folder) -> Iterator[ListedImage]:
         for row in batch.to_pylist():
             uri = row.pop("uri")
             if not uri:
-                raise StorageError(f"{place.address!r} has a row with an empty 'uri'")
+                raise StorageError(f"{place.address!r} has a row with an empty 'uri'; fill it in, or delete the row")
             if not re.match("[a-zA-Z][a-zA-Z0-9+.-]*://", uri) and not posixpath.isabs(uri):
                 uri = Folder(place.filesystem, posixpath.join(posixpath.dirname(place.path), uri)).address
             yield ListedImage(uri=uri, **row)
@@ -324,7 +332,7 @@ class Run:
             write_table(self.manifest / f"part-{part:05d}.parquet", pa.table(columns, schema=MANIFEST_SCHEMA))
             count += len(images)
         if count == 0:
-            raise RunError("there are no images to work on")
+            raise RunError("there are no images to work on; give a folder, glob or list that has some")
         (self.folder / "config.yaml").write_text(config_yaml)
         document = {"images": count, "listed_at": datetime.now(UTC).isoformat(timespec="seconds"), **identity}
         (self.folder / "run.json").write_text(json.dumps(document, indent=2) + "\n")
@@ -409,9 +417,13 @@ def _read_json(place: Folder) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise StorageError(f"{place.address!r} cannot be read: {error}") from error
+        raise StorageError(
+            f"{place.address!r} cannot be read: {error}; check the address and the access to it"
+        ) from error
     except ValueError as error:
-        raise RunError(f"{place.address!r} is not JSON: {error}") from error
+        raise RunError(
+            f"{place.address!r} is not JSON: {error}; it was damaged: delete it, and start the same command again"
+        ) from error
 
 
 def _stem(shard: Folder) -> str:

@@ -107,7 +107,10 @@ class Storage:
             refuse_secrets(address)
             filesystem = fsspec.filesystem(scheme(address), **self.options_of(address))
         except (ValueError, TypeError, ImportError) as error:
-            raise StorageError(f"{redact(address)!r} cannot be opened: {redact(str(error))}") from error
+            raise StorageError(
+                f"{redact(address)!r} cannot be opened: {redact(str(error))}; "
+                "check its scheme, or install the package for it"
+            ) from error
         path = local_path(address) if is_local(address) else filesystem._strip_protocol(address)
         return Folder(filesystem, path)
 
@@ -269,7 +272,10 @@ class Folder:
             else:
                 tried(lambda: self.filesystem.pipe_file(self.path, data))
         except Exception as error:  # each filesystem raises its own kinds
-            raise StorageError(f"{self.address!r} cannot be written: {explain(error)}") from error
+            raise StorageError(
+                f"{self.address!r} cannot be written: {explain(error)}; "
+                "check the address, its permissions and the space"
+            ) from error
 
     def _write_local(self, data: bytes) -> None:
         final = Path(self.path)
@@ -344,7 +350,7 @@ def fetch(address: str, sha256: str | None, storage: Storage, cache: Path | None
     if is_local(address):
         path = Path(local_path(address))
         if not path.is_file():
-            raise WeightsError(f"{address!r} is not a file")
+            raise WeightsError(f"{address!r} is not a file; give a .pth or .safetensors file")
         digest = sha256_of(path)
         _check_digest(address, digest, sha256)
         return path, digest
@@ -393,7 +399,8 @@ def _download(source: Folder, target: Path) -> None:
 def _check_digest(address: str, found: str, expected: str | None) -> None:
     if expected is not None and not found.startswith(expected.lower()):
         raise WeightsError(
-            f"{address!r} has SHA-256 {found}, expected {expected}: the file is damaged or not the one that was meant"
+            f"{address!r} has SHA-256 {found}, expected {expected}: the file is damaged or not the one that was meant; "
+            "fetch it again, or set backbone.sha256 to the right digest"
         )
 
 

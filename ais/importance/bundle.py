@@ -115,7 +115,9 @@ def load_importance_by_image(address: str, storage: Storage) -> tuple[list[str],
             f"{address!r} has no AIS by image; jobs/importance.py objective=similarity level=individual writes it"
         ) from error
     except (ValueError, KeyError, pa.ArrowException) as error:
-        raise ImportanceError(f"{BY_IMAGE_FILE} in {address!r} cannot be used: {error}") from error
+        raise ImportanceError(
+            f"{BY_IMAGE_FILE} in {address!r} cannot be used: {error}; run jobs/importance.py again"
+        ) from error
     return table["uri"].to_pylist(), ais
 
 

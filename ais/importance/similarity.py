@@ -38,7 +38,7 @@ def check_human_matrix(human: np.ndarray, images: int) -> np.ndarray:
     """
     if human.ndim != 2 or human.shape[0] != human.shape[1]:
         raise SimilarityError(
-            f"the human matrix has shape {human.shape}; it must be square, one row and column an image"
+            f"the human matrix has shape {human.shape}; a square one has a row and a column for each image: give that"
         )
     if len(human) != images:
         raise SimilarityError(

@@ -155,7 +155,10 @@ class Tick:
             listing = list_images(self._config.images, self._prepared.plan.storage)
             tables = sort_by_uri(listing_tables(listing, digest), scratch)
             if digest.images == 0:
-                raise RunError("there are no images; nothing is marked as gone, and the latest scores stay as they are")
+                raise RunError(
+                    "there are no images; nothing is marked as gone, and the latest scores stay as they are; "
+                    "check the address"
+                )
             self._listing = {"images": digest.images, "digest": str(digest), "ignored": dict(listing.ignored)}
             if not self._may_have_changed():
                 return None

@@ -192,7 +192,7 @@ def _read_columns(shard: Folder) -> pa.Table:
         with shard.filesystem.open(shard.path, "rb") as file:
             return pq.read_table(file, columns=_COLUMNS)
     except (pa.ArrowException, OSError) as error:
-        raise RunError(f"{shard.address!r} cannot be read: {error}") from error
+        raise RunError(f"{shard.address!r} cannot be read: {error}; delete it, and start the run again") from error
 
 
 def _read_rows(shard: Folder, rows: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
@@ -206,7 +206,7 @@ def _read_rows(shard: Folder, rows: NDArray[np.int64], columns: Sequence[str]) -
             groups = np.unique(group_of)
             table = parquet.read_row_groups(groups.tolist(), columns=list(columns))
     except (pa.ArrowException, OSError) as error:
-        raise RunError(f"{shard.address!r} cannot be read: {error}") from error
+        raise RunError(f"{shard.address!r} cannot be read: {error}; delete it, and start the run again") from error
     kept = np.cumsum([0, *(sizes[group] for group in groups)])
     return table.take(rows - starts[group_of] + kept[np.searchsorted(groups, group_of)])
 

@@ -35,9 +35,13 @@ def read_json(place: Folder) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise StorageError(f"{place.address!r} cannot be read: {error}") from error
+        raise StorageError(
+            f"{place.address!r} cannot be read: {error}; check the address and the access to it"
+        ) from error
     except ValueError as error:
-        raise RunError(f"{place.address!r} is not JSON: {error}") from error
+        raise RunError(
+            f"{place.address!r} is not JSON: {error}; it was damaged: delete it, and start the same command again"
+        ) from error
     return document
 
 
@@ -81,7 +85,9 @@ def local_copy(place: Folder, scratch: Path) -> Path:
     except FileNotFoundError as error:
         raise _missing(place) from error
     except Exception as error:  # each filesystem raises its own kinds
-        raise StorageError(f"{place.address!r} cannot be read: {type(error).__name__}: {error}") from error
+        raise StorageError(
+            f"{place.address!r} cannot be read: {type(error).__name__}: {error}; check the address and the access to it"
+        ) from error
     return path
 
 
@@ -111,7 +117,10 @@ def copy(source: Folder, target: Folder) -> None:
         finally:
             partial.unlink(missing_ok=True)
     except Exception as error:  # each filesystem raises its own kinds
-        raise StorageError(f"{target.address!r} cannot be written: {type(error).__name__}: {error}") from error
+        raise StorageError(
+            f"{target.address!r} cannot be written: {type(error).__name__}: {error}; "
+            "check the address and the access to it"
+        ) from error
 
 
 def upload(path: Path, place: Folder) -> None:
@@ -135,7 +144,10 @@ def upload(path: Path, place: Folder) -> None:
         finally:
             partial.unlink(missing_ok=True)
     except Exception as error:  # each filesystem raises its own kinds
-        raise StorageError(f"{place.address!r} cannot be written: {type(error).__name__}: {error}") from error
+        raise StorageError(
+            f"{place.address!r} cannot be written: {type(error).__name__}: {error}; "
+            "check the address and the access to it"
+        ) from error
 
 
 @contextmanager

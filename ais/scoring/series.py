@@ -156,7 +156,10 @@ class Series:
             given = record["snapshot"]
             return State(given and Snapshot.of(given), record["open"], record["newest"])
         except (KeyError, TypeError) as error:
-            raise RunError(f"{(self.folder / 'series.json').address!r} is not usable: lacks {error}") from error
+            raise RunError(
+                f"{(self.folder / 'series.json').address!r} is not usable: lacks {error}; "
+                "delete it, and start the same command again"
+            ) from error
 
     def write_state(self, state: State) -> None:
         """Replace ``series.json``."""
