@@ -16,10 +16,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from ais.report.formats import short
 
-_HEIGHT = 248
+_HEIGHT = 254
 _WIDTH = 440
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 40
-_LETTER = 6.3  # mean width of a character at the size of labels
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 12, 46
+_LETTER = 6.8  # mean width of a character at the size of labels
 _SEGMENTS = 1200  # of a line; more cannot be seen
 
 
@@ -291,7 +291,7 @@ def matrix(
     """
     count = len(names)
     cell = max(58.0, min(110.0, 330.0 / count))
-    left, top = 96.0, 34.0
+    left, top = 108.0, 34.0
     width, height = left + cell * count + 8, top + cell * count + 8
     parts = []
     for index, name in enumerate(names):
@@ -408,7 +408,7 @@ class _Frame:
             x = float(self.x(tick))
             drawn.append(
                 Markup('<text class="label mid" x="{}" y="{}">{}</text>').format(
-                    _n(x), _n(floor + 16), _tick(tick, ticks, self.x.logarithmic)
+                    _n(x), _n(floor + 17), _tick(tick, ticks, self.x.logarithmic)
                 )
             )
         drawn.append(
@@ -419,12 +419,12 @@ class _Frame:
         drawn += parts
         middle = (self.left + self.x.end) / 2
         drawn.append(
-            Markup('<text class="label name mid" x="{}" y="{}">{}</text>').format(_n(middle), _n(floor + 33), x_label)
+            Markup('<text class="label name mid" x="{}" y="{}">{}</text>').format(_n(middle), _n(floor + 37), x_label)
         )
         if y_label:
             middle = (self.top + floor) / 2
             drawn.append(
-                Markup('<text class="label name mid" transform="translate(11 {}) rotate(-90)">{}</text>').format(
+                Markup('<text class="label name mid" transform="translate(12 {}) rotate(-90)">{}</text>').format(
                     _n(middle), y_label
                 )
             )

@@ -26,7 +26,7 @@ from ais.storage import Folder, Storage, is_local, local_path, scheme
 _FETCHERS = 8
 # A decoded image may take 256 MiB.
 _DECODING = threading.BoundedSemaphore(2)
-_PHOTO_QUALITY, _HEAT_QUALITY = 76, 80
+_PHOTO_QUALITY = 76
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ class Picture:
         size: ``(width, height)`` of all three, in pixels.
         thumbnail: WebP; ``None`` where the original could not be read again.
         missing: why not.
-        heatmap: WebP, opaque.
-        overlay: WebP whose opacity is the heatmap's absolute value.
+        heatmap: WebP without loss, opaque.
+        overlay: WebP without loss, whose opacity is the heatmap's absolute value.
         cell: left, top, width, height of the strongest cell in pixels of the original.
         strongest: where that cell is, in words.
         link: where the original can be opened from the page; ``None`` where it cannot.
@@ -128,7 +128,7 @@ def _picture(
                     f"{row.width} × {row.height} pixels then, {image.shape[1]} × {image.shape[0]} now",
                 )
             small = fit_within(image, max_side)
-        thumbnail, size = _webp(Image.fromarray(small), _PHOTO_QUALITY), (small.shape[1], small.shape[0])
+        thumbnail, size = _webp(small, quality=_PHOTO_QUALITY), (small.shape[1], small.shape[0])
     except (ImageError, StorageError) as error:
         missing = str(error)[:300]
     except MemoryError:
@@ -143,8 +143,8 @@ def _picture(
         size,
         thumbnail,
         missing,
-        _webp(Image.fromarray(colours), _HEAT_QUALITY),
-        _webp(Image.fromarray(np.dstack([colours, opacity])), _HEAT_QUALITY),
+        _webp(colours, lossless=True),
+        _webp(np.dstack([colours, opacity]), lossless=True, exact=True),
         cell,
         strongest,
         link_to(row.uri, output),
@@ -204,9 +204,10 @@ def link_to(uri: str, output: Folder) -> str | None:
     return None
 
 
-def _webp(image: Image.Image, quality: int) -> bytes:
+def _webp(pixels: NDArray[np.uint8], **options: Any) -> bytes:
+    """Encode a photograph with some loss, and a heatmap with none: a lossy one has steps and bleeds at its edges."""
     data = io.BytesIO()
-    image.save(data, "WEBP", quality=quality, method=4)
+    Image.fromarray(pixels).save(data, "WEBP", method=4, **options)
     return data.getvalue()
 
 

@@ -370,19 +370,18 @@ def comparison_figures(comparison: Comparison) -> list[Figure]:
         def note(row: int, col: int, lows: np.ndarray = lows, highs: np.ndarray = highs) -> str:
             if not math.isfinite(lows[row, col]):
                 return ""
-            return f"{short(lows[row, col])} to {short(highs[row, col])}"
+            return f"{lows[row, col]:.2g} to {highs[row, col]:.2g}".replace("-", "−")
 
         title = _METRIC_NAMES.get(metric, metric)
         chart = charts.matrix(
             names, means, note, f"{title} between the heatmaps of runs", signed=signed, highest=highest
         )
-        head, _, scale = str(meaning).partition(":")
         figures.append(
             Figure(
                 title,
                 chart,
-                "Each square is the mean over the images that two runs share, its 95% interval below; "
-                f"{head[0].lower()}{head[1:]}:{scale}.",
+                f"{str(meaning)[:1].upper()}{str(meaning)[1:].replace(' -', ' −')}. Each square is the mean over the "
+                "images that two runs share, with its 95% interval.",
             )
         )
     return figures

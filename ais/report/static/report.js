@@ -85,7 +85,8 @@ function start() {
     const card = cards.get(shown[current].id);
     const copy = (selector) => card.querySelector(selector).cloneNode(true);
     element("viewer-title").replaceChildren(...copy(".score").childNodes);
-    element("viewer-place").textContent = card.querySelector(".place").textContent.replace(/\s+/g, " ").trim();
+    element("viewer-place").textContent = [...card.querySelectorAll(".place span:not(span span)")]
+      .map((part) => part.textContent.trim()).join(" · ");
     const details = copy("footer");
     for (const named of details.querySelectorAll("[id]")) named.removeAttribute("id");
     element("viewer-body").replaceChildren(copy(".triptych"), details);
@@ -97,7 +98,10 @@ function start() {
   function open(index) {
     current = index;
     fill();
-    if (!viewer.open) viewer.showModal();
+    if (!viewer.open) {
+      viewer.showModal();
+      element("viewer-close").focus();
+    }
   }
 
   for (const id of ["filter-text", "filter-low", "filter-high", "filter-choice", "order"]) {
