@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import posixpath
-import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,16 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ais.decoding import DecoderPool, Decoding
 from ais.errors import ImageError, StorageError
-from ais.images import Limits, decode_image
+from ais.images import Geometry, Limits
 from ais.pipeline.fetch import read_image
 from ais.placement import Weighting, cell_size, normalise_for_display, place_on_image
-from ais.render import colorize, fit_within
+from ais.render import colorize
+from ais.secrets import redact, secret_in
 from ais.storage import Folder, Storage, is_local, local_path, scheme
 
 _FETCHERS = 8
-# A decoded image may take 256 MiB.
-_DECODING = threading.BoundedSemaphore(2)
+_DECODERS = 2  # each may need the memory of the largest image allowed
+_NO_INPUT = Geometry(1, 1, "bilinear")  # of a backbone, which nothing here needs
 _PHOTO_QUALITY = 76
 
 
@@ -94,62 +95,71 @@ class Picture:
         return len(self.thumbnail or b"") + len(self.heatmap) + len(self.overlay)
 
 
-def make_pictures(
-    rows: Iterable[Row], weighting: Weighting, max_side: int, limits: Limits, storage: Storage, output: Folder
-) -> Iterator[Picture]:
-    """Fetch and draw, several at a time; in the order of the rows.
+class PictureMaker:
+    """Fetches and draws, several images at a time; decodes in child processes. Close it, or use it in ``with``.
 
     Args:
-        rows: of the run.
-        weighting: of its heatmaps.
+        weighting: of the run's heatmaps.
         max_side: of a thumbnail, in pixels.
         limits: on an original.
         storage: how to reach the originals.
         output: where the pages go, for links.
     """
-    with ThreadPoolExecutor(_FETCHERS) as pool:
-        yield from pool.map(lambda row: _picture(row, weighting, max_side, limits, storage, output), rows)
 
+    def __init__(self, weighting: Weighting, max_side: int, limits: Limits, storage: Storage, output: Folder) -> None:
+        self._weighting: Weighting = weighting
+        self._max_side = max_side
+        self._limits = limits
+        self._storage = storage
+        self._output = output
+        self._decoders = DecoderPool(Decoding(_NO_INPUT, limits, max_side), _DECODERS)
+        self._pool = ThreadPoolExecutor(_FETCHERS)
 
-def _picture(
-    row: Row, weighting: Weighting, max_side: int, limits: Limits, storage: Storage, output: Folder
-) -> Picture:
-    scale = min(1.0, max_side / max(row.width, row.height))
-    size = max(1, round(row.width * scale)), max(1, round(row.height * scale))
-    thumbnail, missing = None, ""
-    try:
-        data = read_image(row.uri, None, limits, storage)
-        with _DECODING:
-            image = decode_image(data, limits)
-            if image.shape[:2] != (row.height, row.width):
-                raise ImageError(
-                    "decode",
-                    "changed since the run",
-                    f"{row.width} × {row.height} pixels then, {image.shape[1]} × {image.shape[0]} now",
-                )
-            small = fit_within(image, max_side)
-        thumbnail, size = _webp(small, quality=_PHOTO_QUALITY), (small.shape[1], small.shape[0])
-    except (ImageError, StorageError) as error:
-        missing = str(error)[:300]
-    except MemoryError:
-        missing = "not enough memory to decode it"
-    placed = place_on_image(row.heatmap, row.heatmap_box, (row.height, row.width), size[::-1], seen=row.box)
-    shown = normalise_for_display(placed, weighting)
-    colours = colorize(shown, weighting)
-    opacity = np.rint(255 * np.abs(np.nan_to_num(shown))).astype(np.uint8)
-    cell, strongest = strongest_cell(row)
-    return Picture(
-        row,
-        size,
-        thumbnail,
-        missing,
-        _webp(colours, lossless=True),
-        _webp(np.dstack([colours, opacity]), lossless=True, exact=True),
-        cell,
-        strongest,
-        link_to(row.uri, output),
-        looked_at(row),
-    )
+    def __enter__(self) -> PictureMaker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        self._decoders.close()
+
+    def __call__(self, rows: Iterable[Row]) -> Iterator[Picture]:
+        """Draw images of the run, in their order."""
+        return self._pool.map(self._draw, rows)
+
+    def _draw(self, row: Row) -> Picture:
+        scale = min(1.0, self._max_side / max(row.width, row.height))
+        size = max(1, round(row.width * scale)), max(1, round(row.height * scale))
+        thumbnail, missing = None, ""
+        try:
+            small = self._thumbnail(row)
+            thumbnail, size = _webp(small, quality=_PHOTO_QUALITY), (small.shape[1], small.shape[0])
+        except (ImageError, StorageError) as error:
+            missing = redact(str(error))[:300]
+        placed = place_on_image(row.heatmap, row.heatmap_box, (row.height, row.width), size[::-1], seen=row.box)
+        shown = normalise_for_display(placed, self._weighting)
+        colours = colorize(shown, self._weighting)
+        opacity = np.rint(255 * np.abs(np.nan_to_num(shown))).astype(np.uint8)
+        cell, strongest = strongest_cell(row)
+        return Picture(
+            row,
+            size,
+            thumbnail,
+            missing,
+            _webp(colours, lossless=True),
+            _webp(np.dstack([colours, opacity]), lossless=True, exact=True),
+            cell,
+            strongest,
+            link_to(row.uri, self._output),
+            looked_at(row),
+        )
+
+    def _thumbnail(self, row: Row) -> NDArray[np.uint8]:
+        decoded = self._decoders.decode(read_image(row.uri, None, self._limits, self._storage), picture=True)
+        if (decoded.width, decoded.height) != (row.width, row.height):
+            then, now = f"{row.width} × {row.height}", f"{decoded.width} × {decoded.height}"
+            raise ImageError("decode", "changed since the run", f"{then} pixels then, {now} now")
+        assert decoded.picture is not None
+        return decoded.picture
 
 
 def strongest_cell(row: Row) -> tuple[tuple[float, float, float, float], str]:
@@ -193,8 +203,10 @@ def looked_at(row: Row) -> float:
 def link_to(uri: str, output: Folder) -> str | None:
     """Return an address that a browser may follow from the pages: http(s), or a relative path between local files.
 
-    Anything else is text: a scheme that the browser does not open, or one that it runs.
+    Anything else is text: a scheme that the browser does not open, or one that it runs, or an address with a secret.
     """
+    if secret_in(uri):
+        return None
     if scheme(uri) in ("http", "https"):
         parts = urlsplit(uri)
         return quote(uri, safe="%/:?#[]@!$&'()*+,;=~") if parts.hostname else None

@@ -37,9 +37,10 @@ from ais.placement import Weighting
 from ais.render import colorize
 from ais.report import sections
 from ais.report.formats import counted, percent, short, size, whole
-from ais.report.pictures import Picture, as_rows, make_pictures
+from ais.report.pictures import Picture, PictureMaker, as_rows
 from ais.report.scores import Scores, read_scores, shuffled
 from ais.report.sources import Sources, column
+from ais.secrets import redact
 
 _WRITERS = 16
 _ROW_COLUMNS = ("image_id", "uri", "width", "height", "box", "heatmap_box", "heatmap", "score", "score_std")
@@ -135,7 +136,7 @@ def choose(scores: Scores, sources: Sources) -> Shown:
     """Positions of the images to show; the whole run where it has no more images than would be chosen."""
     gallery = sources.config.gallery
     wanted = gallery.top + gallery.bottom + gallery.quantiles + gallery.sample + gallery.near_count * len(gallery.near)
-    near = {f"near {short(value)}": value for value in gallery.near}
+    near = {f"near {value:g}": value for value in gallery.near}
     if scores.count <= wanted:
         positions = scores.smallest(lambda _, score: -score, scores.count)
         choices = {
@@ -177,16 +178,15 @@ def _cards(
     """Draw the images of the gallery and write their pictures; only a few are in memory at a time."""
     weighting: Weighting = "signed" if sources.weighting == "signed" else "positive"
     limits = Limits(**sources.config.limits.model_dump())
-    template = writer.templates.get_template("card.html")
-    for start in range(0, len(shown.positions), _ROWS_AT_ONCE):
-        positions = shown.positions[start : start + _ROWS_AT_ONCE]
-        table = scores.rows(positions, _ROW_COLUMNS)
-        below, above = scores.below_and_above(table["score"].to_numpy())
-        rows = as_rows(table, above + 1, below / scores.count)
-        side, output = sources.config.gallery.max_side, sources.output
-        made = make_pictures(rows, weighting, side, limits, sources.storage, output)
-        for position, picture in zip(positions, made, strict=True):
-            yield _card(position, picture, shown, overview, scores.count, writer, template)
+    side = sources.config.gallery.max_side
+    below, above = scores.below_and_above(scores.scores[np.asarray(shown.positions)])
+    with PictureMaker(weighting, side, limits, sources.storage, sources.output) as draw:
+        for start in range(0, len(shown.positions), _ROWS_AT_ONCE):
+            part = slice(start, start + _ROWS_AT_ONCE)
+            table = scores.rows(shown.positions[part], _ROW_COLUMNS)
+            rows = as_rows(table, above[part] + 1, below[part] / scores.count)
+            for position, picture in zip(shown.positions[part], draw(rows), strict=True):
+                yield _card(position, picture, shown, overview, scores.count, writer)
 
 
 def _card(
@@ -196,9 +196,9 @@ def _card(
     overview: sections.Overview,
     count: int,
     writer: _Writer,
-    template: jinja2.Template,
 ) -> Card:
     row = picture.row
+    uri = redact(row.uri)
     names = {}
     for kind, data in (("image", picture.thumbnail), ("heatmap", picture.heatmap), ("overlay", picture.overlay)):
         names[kind] = None if data is None else f"images/{row.image_id}-{kind}.webp"
@@ -208,8 +208,8 @@ def _card(
     seen = max(0.0, left), max(0.0, top), min(float(row.width), right), min(float(row.height), bottom)
     facts = {
         "id": row.image_id,
-        "name": re.split(r"[/\\]", row.uri.rstrip("/"))[-1] or row.uri,
-        "uri": row.uri,
+        "name": re.split(r"[/\\]", uri.rstrip("/"))[-1] or uri,
+        "uri": uri,
         "score": overview.score(row.score),
         "spread": None if row.spread is None else overview.score(row.spread),
         "rank": whole(row.rank),
@@ -228,12 +228,12 @@ def _card(
         "names": names,
         "choices": [name for name, positions in shown.choices.items() if position in positions],
     }
-    html = Markup(template.render(image=facts))
+    html = Markup(writer.templates.get_template("card.html").render(image=facts))
     script = {
         "id": row.image_id,
         "score": float(row.score),
         "spread": row.spread,
-        "uri": row.uri,
+        "uri": uri,
         "choices": facts["choices"],
     }
     return Card(html, len(html.encode()) + len(json.dumps(script)) + picture.bytes, script, facts)
@@ -262,7 +262,7 @@ def read_failures(sources: Sources) -> Failures:
             key = row["stage"], row["reason"]
             counts[key] += 1
             kept = examples.setdefault(key, [])
-            kept.append((row["image_id"], row["uri"], row["error"]))
+            kept.append((row["image_id"], redact(row["uri"]), redact(row["error"])))
             if len(kept) > 2 * sources.config.gallery.errors + 16:
                 examples[key] = sorted(kept)[: sources.config.gallery.errors]
     reasons = [

@@ -173,8 +173,7 @@ def open_sources(config: ReportConfig) -> Sources:
         found = (record["backbone"], record["layer"]["name"], record["layer"]["map_shape"], record["untrained"])
         assert len(found[2]) == 3
     run_config = _text(run.folder / "config.yaml")
-    named = yaml.safe_load(run_config) if run_config else {}
-    named = named if isinstance(named, dict) else {}
+    named = _configured(run_config)
     notes: list[str] = []
 
     head = None
@@ -204,6 +203,15 @@ def open_sources(config: ReportConfig) -> Sources:
         _open_comparison(config.comparison, storage) if config.comparison else None,
         notes,
     )
+
+
+def _configured(text: str) -> dict[str, Any]:
+    """Return the configuration of a run, empty where it cannot be read: the report does without."""
+    try:
+        found = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _check_output(output: Folder, address: str) -> None:

@@ -9,7 +9,7 @@ from PIL import Image
 from ais.images import Limits
 from ais.placement import normalise_for_display, place_on_image
 from ais.render import colorize, overlay
-from ais.report.pictures import Row, link_to, looked_at, make_pictures, strongest_cell
+from ais.report.pictures import PictureMaker, Row, link_to, looked_at, strongest_cell
 from ais.storage import Folder, Storage
 from tests.report_site import picture
 
@@ -22,7 +22,8 @@ def row(uri: str, size: tuple[int, int], heatmap: np.ndarray, box: tuple[float, 
 
 
 def draw(one: Row, folder: Path, weighting: str = "positive", max_side: int = 320) -> object:
-    return next(make_pictures([one], weighting, max_side, Limits(), STORAGE, STORAGE.open(str(folder))))
+    with PictureMaker(weighting, max_side, Limits(), STORAGE, STORAGE.open(str(folder))) as make:
+        return next(make([one]))
 
 
 @pytest.mark.parametrize("weighting", ["positive", "signed"])
@@ -102,6 +103,7 @@ def test_the_strongest_cell_is_in_sight_and_put_into_words() -> None:
         ("/data/photos/a b#?%.png", "../photos/a%20b%23%3F%25.png"),
         ("/data/site/javascript:alert(1).png", "./javascript%3Aalert%281%29.png"),
         ("s3://bucket/a.png", None),
+        ("https://example.org/a.png?X-Amz-Signature=abc", None),
         ("javascript://example.org/%0aalert(1)", None),
         ("data://text/html,<script>", None),
         ("ftp://example.org/a.png", None),
