@@ -199,6 +199,10 @@ def absolute(address: str) -> str:
     return local_path(address) if is_local(address) else address.rstrip("/")
 
 
+# What filesystems call the content type of an object.
+_CONTENT_TYPE = {"s3": "ContentType", "s3a": "ContentType", "gs": "content_type", "gcs": "content_type"}
+
+
 @dataclass(frozen=True)
 class Folder:
     """A filesystem and a path on it."""
@@ -257,11 +261,15 @@ class Folder:
                 raise
             return b""
 
-    def write_bytes(self, data: bytes) -> None:
+    def write_bytes(self, data: bytes, content_type: str | None = None) -> None:
         """Write a whole file so that the final name only ever holds all of it.
 
         Object stores do this by themselves; a local file is written beside its place and renamed. Passing faults are
         tried again: the same bytes under the same name, whether or not the first try arrived.
+
+        Args:
+            data: all of it.
+            content_type: what an object store tells browsers that it is; without one they save a page, not show it.
 
         Raises:
             StorageError: it cannot be written.
@@ -270,7 +278,10 @@ class Folder:
             if self.local:
                 self._write_local(data)
             else:
-                tried(lambda: self.filesystem.pipe_file(self.path, data))
+                protocol = self.filesystem.protocol
+                known = _CONTENT_TYPE.get(protocol if isinstance(protocol, str) else protocol[0])
+                options = {known: content_type} if known and content_type else {}
+                tried(lambda: self.filesystem.pipe_file(self.path, data, **options))
         except Exception as error:  # each filesystem raises its own kinds
             raise StorageError(
                 f"{self.address!r} cannot be written: {explain(error)}; "

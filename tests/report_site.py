@@ -50,7 +50,7 @@ def write_images(folder: Path, names: Sequence[str], seed: int = 0) -> list[Path
 
 
 def write_run(
-    place: Path,
+    place: Path | str,
     uris: Sequence[str],
     scores: Sequence[float],
     *,
@@ -63,9 +63,10 @@ def write_run(
     shard_rows: int = 4,
     shape: tuple[int, int] = (7, 7),
     config_yaml: str = "",
+    storage: Storage = Storage(),  # noqa: B008 - frozen
 ) -> str:
     """Write a run folder; image i has the size ``SIZES[i % 5]``. Returns its address."""
-    run = Run.at(str(place), run_id, Storage())
+    run = Run.at(str(place), run_id, storage)
     facts = {
         "run_id": run_id,
         "identity": {"weighting": weighting, "head": HEAD, "importance": None, "images": "/photos"},
@@ -265,7 +266,7 @@ def everything(place: Path, *, weighting: str = "positive") -> tuple[str, list[s
     return run, keys
 
 
-def report(run: str, output: Path, *keys: str) -> Report:
+def report(run: str, output: Path | str, *keys: str) -> Report:
     """Make a report of a run."""
     config = parse_config(ReportConfig, "", [f"run={run}", f"output={output}", *keys])
     return write_report(open_sources(config))

@@ -50,6 +50,12 @@ _STRIP = 6
 _RANGE_STRIP = 6
 _OURS = re.compile(r"(index|images|model|trust|errors|made|images-[0-9]+)\.html|images/[0-9]+-[a-z]+\.webp")
 _ASSETS = ("report.css", "report.js")
+_CONTENT_TYPES = {
+    "html": "text/html; charset=utf-8",
+    "css": "text/css; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "webp": "image/webp",
+}
 
 
 @dataclass(frozen=True)
@@ -444,7 +450,8 @@ class _Writer:
         self._sizes[name] = len(data)
         while len(self._pending) > 4 * _WRITERS:
             self._pending.pop(0).result()
-        self._pending.append(self._pool.submit((self._output / name).write_bytes, data))
+        kind = _CONTENT_TYPES[name.rpartition(".")[2]]
+        self._pending.append(self._pool.submit((self._output / name).write_bytes, data, kind))
 
     def render(self, template: str, sources: Sources, **values: Any) -> bytes:
         """Return a page as bytes."""

@@ -22,9 +22,11 @@ from py_mini_racer import MiniRacer
 from ais.config import ReportConfig, parse_config
 from ais.errors import AisError, ConfigError
 from ais.report import open_sources
+from ais.storage import Storage
 from jobs.report import main
 from tests import report_site
 from tests.report_site import HOSTILE, digest_of, everything, report, write_images, write_run
+from tests.s3.server import S3Server
 
 ROOT = Path(__file__).parents[2]
 
@@ -262,19 +264,22 @@ def test_made_again_it_is_the_same_and_leaves_nothing_behind(tmp_path: Path) -> 
     assert (tmp_path / "precious.webp").exists()
 
 
-def test_into_an_object_store(tmp_path: Path) -> None:
-    from ais.storage import Storage
-
-    paths = write_images(tmp_path / "photos", ["a.png", "b.png"])
-    run = write_run(tmp_path, [str(path) for path in paths], [1.0, 2.0])
-    config = parse_config(ReportConfig, "", [f"run={run}", "output=memory://bucket/site"])
-    from ais.report import write_report
-
-    assert write_report(open_sources(config)).index == "memory:///bucket/site/index.html"
-    folder = Storage().open("memory://bucket/site")
-    page = (folder / "images.html").read_bytes().decode()
-    assert str(paths[0]) in page
+def test_from_and_into_an_object_store(tmp_path: Path, s3: S3Server, bucket: str) -> None:
+    """Run, images and pages in a bucket, one image on this machine; a browser is told what each object is."""
+    storage = Storage(endpoint_url=s3.endpoint_url)
+    paths = write_images(tmp_path / "photos", ["a & b.png", "b.png"])
+    (storage.open(bucket) / "photos" / "a & b.png").write_bytes(paths[0].read_bytes())
+    uris = [f"{bucket}/photos/a & b.png", str(paths[1])]
+    run = write_run(f"{bucket}/out", uris, [2.0, 1.0], storage=storage)
+    made = report(run, f"{bucket}/site", f"storage.endpoint_url={s3.endpoint_url}")
+    assert (made.index, made.images, made.missing) == (f"{bucket}/site/index.html", 2, 0)
+    site = storage.open(f"{bucket}/site")
+    page = (site / "images.html").read_bytes().decode()
+    assert f"{bucket}/photos/a &amp; b.png" in page
     assert "open the original" not in page
+    kinds = {"index.html": "text/html", "assets/report.css": "text/css", "assets/report.js": "text/javascript"}
+    for name, kind in {**kinds, "images/0-image.webp": "image/webp"}.items():
+        assert site.filesystem.info((site / name).path)["ContentType"].startswith(kind)
 
 
 def test_what_does_not_belong_is_refused(tmp_path: Path) -> None:
