@@ -509,18 +509,18 @@ class ScoreConfig(_Section):
     images: Address = Field(
         description="Folder (walked through), glob, or CSV or Parquet list with a uri column; any fsspec address."
         " A list should have the columns etag, or size and mtime, or changed images go unnoticed.",
-        examples=["s3://bucket/images"],
+        examples=["photos"],
     )
     output: Address = Field(
         description="Of this collection: OUTPUT/latest.parquet, and the history in OUTPUT/series.",
-        examples=["s3://bucket/scores"],
+        examples=["scores"],
     )
     tick: Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] | None = Field(
         default=None,
         description="Name of this run, such as a scheduler's date; the same name continues it, and a complete one does"
         " nothing. null: continue the run that was interrupted, or else start one named by the time in UTC.",
     )
-    head: Address = Field(description="Address of the head bundle.", examples=["s3://bucket/heads/first"])
+    head: Address = Field(description="Address of the head bundle.", examples=["heads/first"])
     heatmaps: bool = Field(default=False, description="Also write heatmaps and pictures, as jobs/heatmaps.py does.")
     retry_errors: bool = Field(
         default=True,
@@ -781,10 +781,8 @@ class GalleryConfig(_Section):
 class ReportConfig(_Section):
     """A run as pages to look at."""
 
-    run: Address = Field(
-        description="Run folder of jobs/heatmaps.py, OUTPUT/runs/RUN_ID.", examples=["s3://bucket/output/runs/first"]
-    )
-    output: Address = Field(description="Folder for the pages; open its index.html.", examples=["s3://bucket/report"])
+    run: Address = Field(description="Run folder of jobs/heatmaps.py, OUTPUT/runs/RUN_ID.", examples=["out/runs/first"])
+    output: Address = Field(description="Folder for the pages; open its index.html.", examples=["report"])
     title: Text | None = Field(default=None, description="Heading of the pages; null: the run's name.")
     head: Address | None = Field(
         default=None, description="Head bundle; null: the one that the run was made with, where it can be read."

@@ -128,7 +128,9 @@ def test_command(
         load_config(model, arguments, doc="")
         return
     assert job.main([*arguments, *_SMALLER.get(name, [])]) == 0
-    printed = labels(capsys.readouterr().out.splitlines())
+    said = capsys.readouterr().out
+    assert not re.search(r"[\x00-\x08\x0b-\x1f]", said), "control characters in what is not a terminal"
+    printed = labels(said.splitlines())
     for label in labels(command.output):
         assert label in printed, f"README, line {command.line}: the job prints no {label!r} after what stands before it"
         printed = printed[printed.index(label) :]

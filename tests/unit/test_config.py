@@ -480,15 +480,14 @@ def test_an_unexpected_error_keeps_its_traceback():
         run_job(main)
 
 
-@pytest.mark.parametrize(
-    "path", sorted(path for path in CONFIGS.glob("*.yaml") if path.stem in JOBS), ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_examples_load(path):
-    model = config_of(JOBS[path.stem])
+    job = path.stem.replace("-", "_")
+    model = config_of(JOBS[job])
     config = load_config(model, ["--config", str(path)], doc="").config
-    assert config.output.startswith("s3://") or path.stem == "demo"
+    assert config.output.startswith("s3://") or "demo" in job
     assert parse_config(model, to_yaml(config)) == config
-    assert f"jobs/{path.stem}.py" in path.read_text()
+    assert f"jobs/{job}.py" in path.read_text()
 
 
 def test_import_is_light():
