@@ -29,7 +29,7 @@ from ais.config import ConvertConfig
 from ais.errors import DatasetError
 from ais.importance.matrix import read_matrix
 from ais.importance.similarity import check_human_matrix
-from ais.runs import list_images
+from ais.listing import list_images
 from ais.storage import Folder, Storage, absolute
 
 _MAX_BYTES = 256 * 2**20  # the largest of these files, AVA.txt, has 13 MB

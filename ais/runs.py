@@ -19,27 +19,21 @@ from __future__ import annotations
 import io
 import json
 import posixpath
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 
 from ais.errors import RunError, StorageError
 from ais.lease import Fence
+from ais.listing import ListedImage
 from ais.storage import Folder, Storage
 
-_IMAGES = "jpg jpeg jpe jfif mpo png webp avif gif bmp dib tif tiff ppm pgm pbm pnm"
-IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in _IMAGES.split())
-_LIST_SUFFIXES = (".csv", ".parquet")
-_LIST_TYPES = {"uri": pa.string(), "size": pa.int64(), "etag": pa.string(), "mtime": pa.float64()}
 _MANIFEST_ROWS = 100_000
 _ROW_GROUP = 4096  # what a reader has to fetch to see a few rows
 
@@ -90,146 +84,6 @@ def results_schema(heatmap_shape: tuple[int, int] | None, metadata: dict[str, st
         pa.field("png", pa.string()),
     ]
     return pa.schema(fields, metadata=metadata)
-
-
-@dataclass(frozen=True)
-class ListedImage:
-    """One image as a listing found it.
-
-    Args:
-        uri: address; an absolute path for local files.
-        size: in bytes, if the listing says.
-        etag: of an object store, if the listing says.
-        mtime: seconds since 1970, if the listing says.
-    """
-
-    uri: str
-    size: int | None = None
-    etag: str | None = None
-    mtime: float | None = None
-
-    @property
-    def version(self) -> str:
-        """What tells one content at this address from another: the etag, or size and time of change."""
-        return self.etag or f"{self.size}-{self.mtime}"
-
-
-@dataclass
-class Listing:
-    """Images found at an address; iterate once. ``ignored`` then counts files left out, by suffix."""
-
-    images: Iterable[ListedImage]
-    ignored: Counter[str]
-
-    def __iter__(self) -> Iterator[ListedImage]:
-        return iter(self.images)
-
-
-def list_images(address: str, storage: Storage) -> Listing:
-    """List a folder (walked through), a glob, or the ``uri`` column of a CSV or Parquet file.
-
-    In a folder, files are images by their suffix, and other files are counted in ``ignored``; a glob or a list is
-    taken as it is. Relative addresses in a list start at the folder of the list.
-
-    Raises:
-        StorageError: nothing is there, or a list has no ``uri`` column.
-    """
-    place = storage.open(address)
-    ignored: Counter[str] = Counter()
-    try:
-        if address.lower().endswith(_LIST_SUFFIXES) and place.filesystem.isfile(place.path):
-            return Listing(_listed(place), ignored)
-        if place.filesystem.isdir(place.path):
-            return Listing(_walked(place, ignored), ignored)
-        if place.filesystem.isfile(place.path):
-            return Listing([_listed_image(place, place.filesystem.info(place.path))], ignored)
-        if any(character in address for character in "*?["):
-            return Listing(_globbed(place), ignored)
-    except (OSError, ValueError) as error:
-        raise StorageError(
-            f"images {address!r} cannot be listed: {type(error).__name__}: {error}; "
-            "check the address and the access to it"
-        ) from error
-    raise StorageError(f"images {address!r} does not exist: give a folder, a glob, or a CSV or Parquet list")
-
-
-def _listed_image(place: Folder, info: dict[str, Any]) -> ListedImage:
-    etag = info.get("ETag") or info.get("etag")
-    changed = info.get("LastModified") or info.get("mtime") or info.get("updated")
-    mtime = changed.timestamp() if isinstance(changed, datetime) else changed
-    address = Folder(place.filesystem, str(info["name"])).address
-    return ListedImage(
-        # File names that are not UTF-8 reach Python as lone surrogates, which no Arrow string can hold; escaped,
-        # they name no file, and become a row in errors.
-        uri=address.encode("utf-8", "backslashreplace").decode("utf-8"),
-        size=info.get("size"),
-        etag=str(etag).strip('"') if etag else None,
-        mtime=float(mtime) if isinstance(mtime, int | float) else None,
-    )
-
-
-def _walked(place: Folder, ignored: Counter[str]) -> Iterator[ListedImage]:
-    # fsspec's own walk leaves out folders below the first that cannot be read, whatever it is told.
-    try:
-        entries = place.filesystem.ls(place.path, detail=True)
-    except OSError as error:
-        raise StorageError(
-            f"{place.address!r} cannot be walked: {error}; check the address and its permissions"
-        ) from error
-    for info in sorted(entries, key=lambda entry: str(entry["name"])):
-        inside = Folder(place.filesystem, str(info["name"]).rstrip("/"))
-        name = posixpath.basename(inside.path)
-        if inside.path == place.path:
-            continue  # an object store's marker of the folder itself
-        if info["type"] == "directory":
-            if not name.startswith("."):
-                yield from _walked(inside, ignored)
-            continue
-        suffix = PurePosixPath(name).suffix.lower()
-        if suffix in IMAGE_SUFFIXES and not name.startswith("."):
-            yield _listed_image(place, info)
-        else:
-            ignored[suffix or "(no suffix)"] += 1
-
-
-def _globbed(place: Folder) -> Iterator[ListedImage]:
-    found = place.filesystem.glob(place.path, detail=True)
-    for _, info in sorted(found.items()):
-        if info["type"] == "file":
-            yield _listed_image(place, info)
-
-
-def _listed(place: Folder) -> Iterator[ListedImage]:
-    data = pa.py_buffer(place.read_bytes())
-    try:
-        if place.path.lower().endswith(".csv"):
-            table = pa.csv.read_csv(
-                pa.BufferReader(data),
-                parse_options=pa.csv.ParseOptions(newlines_in_values=True),
-                convert_options=pa.csv.ConvertOptions(column_types=_LIST_TYPES),
-            )
-        else:
-            table = pq.read_table(pa.BufferReader(data))
-        columns = table.column_names
-        given = [name for name in _LIST_TYPES if name in columns]
-        table = table.select(given).cast(pa.schema([(name, _LIST_TYPES[name]) for name in given]))
-    except pa.ArrowException as error:
-        raise StorageError(
-            f"{place.address!r} cannot be read as a list of images: {error}; "
-            "save it as CSV with a header, or as Parquet"
-        ) from error
-    if "uri" not in given:
-        raise StorageError(
-            f"{place.address!r} has no column 'uri' with the addresses of images; it has {', '.join(columns)}"
-        )
-    for batch in table.to_batches():
-        for row in batch.to_pylist():
-            uri = row.pop("uri")
-            if not uri:
-                raise StorageError(f"{place.address!r} has a row with an empty 'uri'; fill it in, or delete the row")
-            if not re.match("[a-zA-Z][a-zA-Z0-9+.-]*://", uri) and not posixpath.isabs(uri):
-                uri = Folder(place.filesystem, posixpath.join(posixpath.dirname(place.path), uri)).address
-            yield ListedImage(uri=uri, **row)
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from ais.comparison.report import METRICS
 from ais.config import ReportConfig, parse_config
 from ais.images import Geometry
 from ais.importance import ImportanceRecord, save_importance
+from ais.listing import ListedImage
 from ais.report import Report, open_sources, write_report
-from ais.runs import ERRORS_SCHEMA, ListedImage, Run, results_schema, write_table
+from ais.runs import ERRORS_SCHEMA, Run, results_schema, write_table
 from ais.storage import Storage
 
 HEAD = "a" * 64

@@ -15,13 +15,13 @@ from ais.embeddings import EmbeddingCache
 from ais.errors import RunError
 from ais.explainer import geometry_of
 from ais.images import Limits
+from ais.listing import ListedImage
 from ais.pipeline.cluster import cluster_pools, quiet_ray_data
 from ais.pipeline.explain import BackboneSource
 from ais.pipeline.heatmaps import fetched, worker_failure
 from ais.pipeline.network import NetworkStage
 from ais.pipeline.progress import Progress
 from ais.pipeline.sink import CacheSink, Unreadable
-from ais.runs import ListedImage
 
 
 class Embed(NetworkStage):

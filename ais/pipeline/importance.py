@@ -24,6 +24,7 @@ from ais.explainer import geometry_of
 from ais.heads import load_head
 from ais.images import Limits
 from ais.importance.effects import EffectSums
+from ais.listing import ListedImage
 from ais.pipeline.cluster import Pools, cluster_pools, quiet_ray_data
 from ais.pipeline.columns import unpack
 from ais.pipeline.explain import BackboneSource
@@ -31,7 +32,6 @@ from ais.pipeline.heatmaps import fetched, worker_failure
 from ais.pipeline.network import NetworkStage
 from ais.pipeline.progress import Progress
 from ais.pipeline.sink import Unreadable
-from ais.runs import ListedImage
 
 _KEPT = ["image_id", "uri", "rating"]
 

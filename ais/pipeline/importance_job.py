@@ -29,6 +29,7 @@ from ais.importance.similarity import (
     similarity_of,
     upper_triangle,
 )
+from ais.listing import ListedImage, list_images
 from ais.pipeline.cluster import Pools, cluster_pools
 from ais.pipeline.columns import unpack
 from ais.pipeline.explain import choose_device
@@ -37,7 +38,6 @@ from ais.pipeline.importance import coordinates_over, effects_over
 from ais.pipeline.prepare import Model, resolve_model, storage_of, versions
 from ais.pipeline.sink import Unreadable
 from ais.ratings import read_ratings
-from ais.runs import ListedImage, list_images
 from ais.storage import Storage, absolute
 
 _SIGN = {

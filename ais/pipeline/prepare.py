@@ -28,9 +28,10 @@ from ais.heatmaps import HeatmapCells
 from ais.images import Limits
 from ais.importance import ImportanceRecord, load_importance
 from ais.lease import Lease
+from ais.listing import list_images
 from ais.pipeline.explain import BackboneSource
 from ais.pipeline.heatmaps import HeatmapPlan
-from ais.runs import Run, list_images
+from ais.runs import Run
 from ais.storage import Storage, absolute
 
 _PACKAGES = ("ais", "torch", "torchvision", "ray", "pyarrow", "pillow", "numpy", "fsspec", "s3fs")

@@ -18,11 +18,11 @@ from ais.backbones import BackboneSpec
 from ais.config import ScoreConfig, config_fingerprint, to_yaml
 from ais.errors import RunError
 from ais.lease import Lease
+from ais.listing import list_images
 from ais.pipeline.cluster import start_ray
 from ais.pipeline.finish import print_summary, summarise
 from ais.pipeline.heatmaps import Work, run_heatmaps
 from ais.pipeline.prepare import Prepared, prepare_heatmaps
-from ais.runs import list_images
 from ais.scoring.collection import (
     DRAFT_SCHEMA,
     PRESENT,

@@ -18,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ais.runs import ListedImage, Run, read_column
+from ais.listing import ListedImage
+from ais.runs import Run, read_column
 from ais.scoring.sorting import side_by_side
 
 PRESENT, GONE, FAILED = "present", "gone", "failed"

@@ -24,10 +24,11 @@ from ais.backbones import (
 )
 from ais.config import ConfigError, TrainConfig, config_fingerprint
 from ais.embeddings import EmbeddingCache, Key
-from ais.errors import RunError, StorageError
+from ais.errors import RunError
 from ais.heads import RECORD_FILE, read_record
+from ais.listing import ListedImage, look_up
 from ais.ratings import Ratings, read_ratings
-from ais.runs import ListedImage, list_images, write_table
+from ais.runs import write_table
 from ais.storage import Folder, Storage, absolute
 from ais.training.fit import FitPlan
 from ais.training.splits import draw_test_split, variant_splits
@@ -164,16 +165,8 @@ def ratings_fingerprint(ratings: Ratings) -> str:
 def list_rated(ratings: Ratings, storage: Storage) -> list[ListedImage]:
     """Ask for size and version of every rated image; one that is not there has none, and fails when it is read."""
 
-    def listed(address: str) -> ListedImage:
-        try:
-            found = list(list_images(address, storage))
-        except StorageError:
-            found = []
-        # A folder or a list would give other addresses than its own.
-        return found[0] if len(found) == 1 and found[0].uri == address else ListedImage(address)
-
     with ThreadPoolExecutor(_LISTING_THREADS) as pool:
-        return list(pool.map(listed, ratings.addresses.tolist()))
+        return list(pool.map(lambda address: look_up(address, storage), ratings.addresses.tolist()))
 
 
 def keys_of(images: Sequence[ListedImage]) -> list[Key]:

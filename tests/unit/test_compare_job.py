@@ -19,7 +19,8 @@ from ais.comparison import mean_agreement
 from ais.config import CompareConfig, load_config, parse_config, to_yaml
 from ais.errors import ConfigError, RunError, StorageError
 from ais.images import Geometry
-from ais.runs import ListedImage, Run, results_schema, write_table
+from ais.listing import ListedImage
+from ais.runs import Run, results_schema, write_table
 from ais.storage import Storage
 from jobs.compare import main
 

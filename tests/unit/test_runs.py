@@ -14,17 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ais.errors import RunError, StorageError
-from ais.runs import (
-    ERRORS_SCHEMA,
-    MANIFEST_SCHEMA,
-    Accounting,
-    ListedImage,
-    Run,
-    list_images,
-    read_column,
-    results_schema,
-    write_table,
-)
+from ais.listing import ListedImage, list_images
+from ais.runs import ERRORS_SCHEMA, MANIFEST_SCHEMA, Accounting, Run, read_column, results_schema, write_table
 from ais.storage import Storage
 
 STORAGE = Storage()
@@ -150,7 +141,7 @@ class TestListImages:
         touch(readable_by_all / "open" / "a.png", readable_by_all / "open" / "closed" / "b.png")
         (readable_by_all / "open" / "closed").chmod(0)
         code = f"list(list_images({str(readable_by_all)!r}, Storage()))"
-        answer = as_nobody(code, imports="from ais.runs import list_images\nfrom ais.storage import Storage")
+        answer = as_nobody(code, imports="from ais.listing import list_images\nfrom ais.storage import Storage")
         assert "StorageError" in answer
         assert f"{readable_by_all}/open/closed' cannot be walked" in answer
 

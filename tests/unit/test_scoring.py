@@ -18,7 +18,8 @@ import pytest
 from scipy import stats
 
 from ais.errors import RunError
-from ais.runs import ListedImage, Run
+from ais.listing import ListedImage
+from ais.runs import Run
 from ais.scoring.collection import (
     DRAFT_SCHEMA,
     LISTING_SCHEMA,
