@@ -32,11 +32,13 @@ from typing import Any, NoReturn
 if __name__ == "__main__":  # so that a checkout works without being installed
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from cluster.local_nodes import HEAD_ID, HEAD_TYPE, INSTANCE_ID_VARIABLE, NODE_ID_VARIABLE
+
+ROOT = Path(__file__).resolve().parent.parent
 # In the environment of every process of a cluster, whatever it does to its command line: this is how they are found.
 MARK = "AIS_LOCAL_CLUSTER"
 DEFAULT_FOLDER = Path(tempfile.gettempdir()) / f"ais-cluster-{os.getuid()}"
 _STORE_BYTES = 200 * 2**20
-_HEAD_ID = "f" * 51 + "00000"  # what Ray's provider of imaginary nodes calls the head
 _STOP_WAIT_S = 10
 
 
@@ -77,7 +79,8 @@ class LocalCluster:
         dashboard: bool = True,
         environment: dict[str, str] | None = None,
     ) -> None:
-        self.folder = folder
+        self.folder = folder.absolute()
+        self._state = self.folder / "environment.json"
         self.node_types = node_types
         self._idle_s = idle_s
         self._dashboard = dashboard
@@ -98,10 +101,11 @@ class LocalCluster:
         """
         if processes_of(self.folder):
             raise RuntimeError(f"a cluster is running in {self.folder}; end it first")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if any(self.folder.iterdir()):
+            raise RuntimeError(f"{self.folder} is not empty; give a folder for the cluster alone, which it removes")
         # Only whoever can read this file can use the cluster: Ray runs any code that it is sent.
-        state = self.folder / "environment.json"
-        state.touch(mode=0o600)
+        self._state.touch(mode=0o600)
         with _free_ports(6) as ports:
             gcs, dashboard, agent, agent_grpc, client, metrics = ports
         address = f"{_own_ip()}:{gcs}"
@@ -130,16 +134,17 @@ class LocalCluster:
             MARK: str(self.folder),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-            "RAY_FAKE_CLUSTER": "1",
             "RAY_enable_autoscaler_v2": "1",
-            "RAY_CLOUD_INSTANCE_ID": _HEAD_ID,
-            "RAY_OVERRIDE_NODE_ID_FOR_TESTING": _HEAD_ID,
+            INSTANCE_ID_VARIABLE: HEAD_ID,
+            NODE_ID_VARIABLE: HEAD_ID,
+            # Where the autoscaler finds the provider.
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep),
         }
         started = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if started.returncode:
             self.stop()
             raise RuntimeError(f"the cluster does not start:\n{started.stdout}")
-        state.write_text(json.dumps(client_environment))
+        self._state.write_text(json.dumps(client_environment))
 
     def stop(self) -> None:
         """End every process of the cluster and remove its folder; nothing else is touched."""
@@ -151,7 +156,8 @@ class LocalCluster:
             if time.monotonic() > end:
                 raise RuntimeError(f"processes that do not end: {running}")
             time.sleep(0.1)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self._state.exists():  # the folder is a cluster's, whatever we were told
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def kill_node(self, node_id: str) -> None:
         """Kill one worker node as a reclaimed spot machine dies: its raylet and with it its workers, at once.
@@ -159,11 +165,13 @@ class LocalCluster:
         Args:
             node_id: as `ray.nodes` gives it.
         """
-        for pid in processes_of(self.folder):
-            with contextlib.suppress(OSError):
-                variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-                if f"RAY_OVERRIDE_NODE_ID_FOR_TESTING={node_id}".encode() in variables:
-                    os.kill(pid, signal.SIGKILL)
+        for pid in self.processes_of_node(node_id):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def processes_of_node(self, node_id: str) -> list[int]:
+        """Ids of the processes of one worker node."""
+        return [pid for pid in processes_of(self.folder) if f"{NODE_ID_VARIABLE}={node_id}" in _environment(pid)]
 
     @property
     def variables(self) -> dict[str, str]:
@@ -173,7 +181,7 @@ class LocalCluster:
             RuntimeError: it is not running.
         """
         try:
-            return dict(json.loads((self.folder / "environment.json").read_text()))
+            return dict(json.loads(self._state.read_text()))
         except (FileNotFoundError, ValueError) as error:
             raise RuntimeError(f"no cluster is running in {self.folder}") from error
 
@@ -205,19 +213,17 @@ class LocalCluster:
         }
         return {
             "cluster_name": "local",
-            # The provider's short name needs a file that Ray's wheel lacks; by its module it works without.
             "provider": {
                 "type": "external",
-                "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+                "module": "cluster.local_nodes.LocalNodes",
                 "gcs_address": address,
-                "head_node_id": _HEAD_ID,
-                "launch_multiple": True,
+                "folder": str(self.folder),
                 "use_node_id_as_ip": True,
                 "disable_node_updaters": True,
                 "disable_launch_config_check": True,
             },
-            "available_node_types": {**types, "ray.head.default": head},
-            "head_node_type": "ray.head.default",
+            "available_node_types": {**types, HEAD_TYPE: head},
+            "head_node_type": HEAD_TYPE,
             "max_workers": sum(kind.most for kind in self.node_types),
             "idle_timeout_minutes": self._idle_s / 60,
             "upscaling_speed": 1.0,
@@ -236,14 +242,16 @@ def without_ray(environment: dict[str, str] | os._Environ[str]) -> dict[str, str
 
 def processes_of(folder: Path) -> list[int]:
     """Ids of all processes of the cluster in a folder."""
-    mark = f"{MARK}={folder}".encode()
-    found = []
-    for process in Path("/proc").iterdir():
-        # Others' processes cannot be read, and some end in between.
-        with contextlib.suppress(OSError):
-            if process.name.isdigit() and mark in (process / "environ").read_bytes().split(b"\0"):
-                found.append(int(process.name))
-    return found
+    pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+    return [pid for pid in pids if f"{MARK}={folder}" in _environment(pid)]
+
+
+def _environment(pid: int) -> list[str]:
+    """The variables of a process; none of one that has ended, or is not ours to look at."""
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return []
 
 
 @contextlib.contextmanager
@@ -271,13 +279,15 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--cpu-nodes", type=int, default=2, help="at most so many nodes without")
     parser.add_argument("--cpus", type=int, default=2, help="logical CPUs of each node")
     parser.add_argument("--idle", type=float, default=15, metavar="S", help="seconds without work until a node goes")
+    parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="for every process of it")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="for run")
     arguments = parser.parse_args(argv)
     types = (
         NodeType("gpu", arguments.cpus, 1, arguments.gpu_nodes),
         NodeType("cpu", arguments.cpus, 0, arguments.cpu_nodes),
     )
-    cluster = LocalCluster(arguments.folder, types, idle_s=arguments.idle)
+    environment = dict(pair.split("=", 1) for pair in arguments.env)
+    cluster = LocalCluster(arguments.folder, types, idle_s=arguments.idle, environment=environment)
     command = arguments.command[arguments.command[:1] == ["--"] :]
     if bool(command) != (arguments.action == "run"):
         parser.error("run needs a command after --, and only run takes one")
