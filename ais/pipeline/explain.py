@@ -82,7 +82,7 @@ class Score:
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         threads: of torch on the CPU.
         precision: of the trunk.
-        progress: actor that counts, or ``None``.
+        progress: the `Meter` that counts, or ``None``.
         options: further ones of `ais.Explainer`.
     """
 
@@ -101,8 +101,9 @@ class Score:
     ) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
+        self._device = choose_device(device)
         self._explainer = Explainer(
-            source.load(choose_device(device)),
+            source.load(self._device),
             load_head(head, source.storage),
             preprocessing=preprocessing,
             trunk_dtype=getattr(torch, precision),
@@ -130,7 +131,11 @@ class Score:
             stages[unusable], reasons[unusable] = "score", "not finite"
             errors[unusable] = "the network gave a score or heatmap that is not finite"
         if self._progress is not None:
-            self._progress.add.remote(count, int((stages != "").sum()))
+            waited = {
+                "fetch": float(pc.sum(batch["fetch_s"]).as_py()),
+                "decode": float(pc.sum(batch["decode_s"]).as_py()),
+            }
+            self._progress.batch(stages, reasons, self._device, time.perf_counter() - started, waited)
         spreads = pa.array(values.pop("score_std"))
         columns = {name: pa.array(found) if found.ndim == 1 else pack(found) for name, found in values.items()}
         columns |= {

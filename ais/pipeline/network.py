@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from ais.explainer import geometry_of
@@ -22,7 +24,7 @@ class NetworkStage:
         preprocessing: mode under which the pixels were made.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         threads: of torch on the CPU.
-        progress: actor that counts.
+        progress: the `Meter` that counts.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class NetworkStage:
 
     def good_images(self, batch: pa.Table) -> tuple[np.ndarray, torch.Tensor]:
         """Indices of the rows without error, and their normalised images."""
+        self._started = time.perf_counter()
         good = np.flatnonzero(np.array(batch["stage"].to_pylist(), object) == "")
         pixels = torch.from_numpy(unpack(batch["pixels"], (self.side, self.side, 3), np.uint8)[good])
         return good, self.backbone.normalise(pixels.to(self.device))
@@ -60,7 +63,8 @@ class NetworkStage:
             every = np.zeros((batch.num_rows, *values.shape[1:]), np.float32)
             every[good] = values
             packed[name] = pack(every)
-        self._progress.add.remote(batch.num_rows, int((stages != "").sum()))
+        waited = {"fetch": float(pc.sum(batch["fetch_s"]).as_py()), "decode": float(pc.sum(batch["decode_s"]).as_py())}
+        self._progress.batch(stages, reasons, self.device, time.perf_counter() - self._started, waited)
         texts = {"stage": stages, "reason": reasons, "error": errors}
         texts_packed = {name: pa.array(values, pa.string()) for name, values in texts.items()}
         return replace(batch.select(list(kept)), [], **packed, **texts_packed)

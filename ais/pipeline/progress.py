@@ -6,6 +6,7 @@ from typing import Any
 
 import ray
 
+from ais.pipeline.metrics import Meter, metrics
 from ais.progress import ProgressLine
 
 
@@ -28,13 +29,24 @@ class Counter:
 
 
 class Progress(ProgressLine):
-    """Prints how far a stage is while the block runs; ``counter`` goes to the actors. Arguments as `ProgressLine`."""
+    """Prints how far a stage is while the block runs, and shows it to Prometheus; ``counter`` goes to the actors.
 
-    def __init__(self, what: str, total: int) -> None:
-        self.counter: Any = Counter.remote()  # type: ignore[attr-defined]
+    Args:
+        what: is counted, such as ``"images"``.
+        total: to come.
+        run: id of the run, which every line of a log carries.
+    """
+
+    def __init__(self, what: str, total: int, run: str) -> None:
+        self._actor: Any = Counter.remote()  # type: ignore[attr-defined]
+        self.counter = Meter(self._actor, run)
         super().__init__(what, total)
+        self._run = run
+        if not self._line.terminal:
+            self._what = f"{run}: {what}"
 
     def read(self) -> tuple[int, int]:
         """Return how many rows are finished, and how many errors are among them."""
-        rows, errors = ray.get(self.counter.read.remote(), timeout=10)
+        rows, errors = ray.get(self._actor.read.remote(), timeout=10)
+        metrics().images_left.set(self._total - rows, {"run": self._run})
         return rows, errors

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from ais.pipeline.columns import replace, unpack
+from ais.pipeline.metrics import spent
 from ais.placement import HeatmapCells, Weighting, normalise_for_display, place_on_image
 from ais.render import both_png, heatmap_png, overlay_png
 
@@ -48,6 +49,7 @@ class Render:
                 png = self._draw(picture, normalise_for_display(placed, self._weighting), metadata)
             pngs.append(png)
             seconds[index] = time.perf_counter() - started
+        spent(self._metadata.get("ais.run_id", ""), "render", float(seconds.sum()))
         drop = ["picture", "picture_height", "picture_width"]
         return replace(batch, drop, png=pa.array(pngs, pa.large_binary()), render_s=pa.array(seconds))
 
