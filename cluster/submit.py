@@ -26,7 +26,7 @@ from typing import TypeVar
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 _EVERY_S = 2.0
-_GAVE_UP = 75  # EX_TEMPFAIL: nothing is known of the job, and asking again later may help
+GAVE_UP = 75  # EX_TEMPFAIL: nothing is known of the job, and asking again later may help
 _AGAIN = (None, 1)  # exit codes of a job after which the same command may go further; None: its driver died
 _Answer = TypeVar("_Answer")
 
@@ -183,14 +183,14 @@ def main(argv: list[str]) -> int:
         except (ConnectionError, OSError) as error:
             if time.monotonic() > end:
                 _say(f"{address} cannot be reached: {error}")
-                return _GAVE_UP
+                return GAVE_UP
             time.sleep(_EVERY_S)
     working_dir = None if arguments.working_dir == "none" else arguments.working_dir
     try:
         return Submitter(client, arguments.patience).run(command, identity, arguments.attempts, working_dir)
     except Unreachable as error:
         _say(f"the cluster does not answer: {error}; the same command follows the job later")
-        return _GAVE_UP
+        return GAVE_UP
 
 
 if __name__ == "__main__":
