@@ -58,11 +58,13 @@ class ProgressLine:
     Args:
         what: is counted, such as ``"images"``.
         total: to come.
+        silent_s: a stage that took less leaves no line.
     """
 
-    def __init__(self, what: str, total: int) -> None:
+    def __init__(self, what: str, total: int, *, silent_s: float = 0) -> None:
         self._what = what
         self._total = total
+        self._silent_s = silent_s
         self._done = 0
         self._errors = 0
         self._started = time.monotonic()
@@ -80,7 +82,7 @@ class ProgressLine:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        if kind is None:
+        if kind is None and time.monotonic() - self._started >= self._silent_s:
             self._line.keep(self._text(*self._read_or_keep(), last=True))
         else:
             self._line.close()  # an error message begins on a line of its own

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ais.errors import RunError
+from ais.progress import ProgressLine
 from ais.storage import Folder
 
 _CHUNK = 2**20
@@ -146,7 +147,12 @@ def read_scores(shards: Sequence[Folder], scratch: Path) -> Scores:
     """
     starts, undefined, spread, spread_count = [0], 0, 0.0, 0
     id_file, score_file = scratch / "ids", scratch / "scores"
-    with id_file.open("wb") as ids, score_file.open("wb") as scores, ThreadPoolExecutor(_READERS) as pool:
+    with (
+        id_file.open("wb") as ids,
+        score_file.open("wb") as scores,
+        ThreadPoolExecutor(_READERS) as pool,
+        ProgressLine("shards", len(shards), silent_s=5) as progress,
+    ):
         for table in _in_order(pool, _read_columns, shards):
             score = table["score"].to_numpy()
             ids.write(np.ascontiguousarray(table["image_id"].to_numpy(), np.int64).tobytes())
@@ -156,6 +162,7 @@ def read_scores(shards: Sequence[Folder], scratch: Path) -> Scores:
             spreads = spreads[np.isfinite(spreads)]
             spread, spread_count = spread + float(spreads.sum(dtype=np.float64)), spread_count + len(spreads)
             starts.append(starts[-1] + table.num_rows)
+            progress.advance()
     empty = starts[-1] == 0  # which cannot be mapped
     return Scores(
         shards,

@@ -34,6 +34,7 @@ from markupsafe import Markup
 import ais
 from ais.images import Limits
 from ais.placement import Weighting
+from ais.progress import ProgressLine
 from ais.render import colorize
 from ais.report import sections
 from ais.report.formats import counted, percent, short, size, whole
@@ -133,7 +134,12 @@ def write_report(sources: Sources) -> Report:
         scores = read_scores(sources.run.results.files("*.parquet"), Path(scratch))
         overview = sections.overview_of(scores)
         shown = choose(scores, sources)
-        cards = list(_cards(scores, shown, overview, sources, writer)) if overview else []
+        cards = []
+        if overview:
+            with ProgressLine("pictures", len(shown.positions), silent_s=1) as progress:
+                for card in _cards(scores, shown, overview, sources, writer):
+                    cards.append(card)
+                    progress.advance()
         failures = read_failures(sources)
         return _write_pages(sources, scores, overview, shown, cards, failures, writer)
 
