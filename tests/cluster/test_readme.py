@@ -1,5 +1,7 @@
 """Every command and every Python block of README.md, run in their order, in one folder, on one Ray.
 
+Commands of the documents in docs/ are read as the jobs would read them, and not run.
+
 What stands for what: ``photos`` and ``ratings.csv`` are 100 planted images of 64 pixels and their ratings, ``koniq10k``
 a table of KonIQ-10k's shape with 12 of them. Where a command leaves the backbone to the registry it gets the small
 backbone of `tests.tiny` with random weights, and what decides only how long a job takes is set lower (`_SMALLER`).
@@ -14,6 +16,7 @@ import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from PIL import Image
@@ -75,6 +78,7 @@ def python_blocks(text: str) -> list[str]:
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = commands(README)
+DOCUMENTS = {path.name: commands(path.read_text()) for path in sorted((ROOT / "docs").glob("*.md"))}
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +138,21 @@ def test_command(
     for label in labels(command.output):
         assert label in printed, f"README, line {command.line}: the job prints no {label!r} after what stands before it"
         printed = printed[printed.index(label) :]
+
+
+def read(job: ModuleType, arguments: list[str]) -> None:
+    """Read a command line as the job would."""
+    name = job.__name__.rpartition(".")[2].replace("_", "")
+    model = next(value for key, value in vars(job).items() if key.lower() == f"{name}config")
+    load_config(model, arguments, doc="")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_commands_of_other_documents_are_read(document: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for program, script, *arguments in (command.words for command in DOCUMENTS[document] if "jobs/" in str(command)):
+        assert program == ".venv/bin/python"
+        read(importlib.import_module(f"jobs.{Path(script).stem}"), arguments)
 
 
 def _reads_remote(arguments: list[str]) -> bool:
