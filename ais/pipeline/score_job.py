@@ -24,7 +24,9 @@ from ais.pipeline.finish import print_summary, summarise
 from ais.pipeline.heatmaps import Work, run_heatmaps
 from ais.pipeline.prepare import Prepared, prepare_heatmaps
 from ais.scoring.collection import (
+    ANY_REASON,
     DRAFT_SCHEMA,
+    FLEETING,
     PRESENT,
     SNAPSHOT_SCHEMA,
     Census,
@@ -89,7 +91,9 @@ def prepare_scoring(config: ScoreConfig, spec: BackboneSpec | None = None) -> Sc
         key: getattr(model.config, key) for key in ("images", "head", "importance", "backbone", "preprocessing")
     }
     config = config.model_copy(update={**resolved, "output": absolute(config.output)})
-    name = f"{model.plan.source.spec.name}-{config_fingerprint(model.identity)[:12]}"
+    # Other limits are no reason to score everything again, only what failed.
+    identity = {key: value for key, value in model.identity.items() if key != "limits"}
+    name = f"{model.plan.source.spec.name}-{config_fingerprint(identity)[:12]}"
     return Scoring(config, model, Series(model.plan.storage.open(config.output), name))
 
 
@@ -130,6 +134,7 @@ class Tick:
         self._draft = self._run.folder / "draft.parquet"
         self._snapshot = self._run.folder / "snapshot.parquet"
         self._listing: dict[str, Any] = {}
+        self._limits = scoring.config.limits.model_dump()
 
     def run(self) -> int:
         """Set out, score, account; return the exit code. A complete tick does nothing."""
@@ -148,7 +153,7 @@ class Tick:
 
     def _set_out(self) -> dict[str, Any] | None:
         """List the collection and write down what has to be done; ``None`` if nothing has."""
-        now = datetime.now(UTC)
+        now = datetime.now(UTC).replace(microsecond=0)
         changes = Changes()
         with scratch_folder() as scratch:
             digest = ListingDigest()
@@ -160,14 +165,15 @@ class Tick:
                     "check the address"
                 )
             self._listing = {"images": digest.images, "digest": str(digest), "ignored": dict(listing.ignored)}
-            if not self._may_have_changed():
+            known, retry = self._state.snapshot, self._retry()
+            if known is not None and known.digest == self._listing["digest"] and retry is None:
                 return None
             rows = draft(
                 self._known(scratch),
                 first_of_each(tables, changes.repeat),
                 changes,
                 now=now,
-                retry_errors=self._config.retry_errors,
+                retry=retry,
                 forget_before=now - duration(self._config.keep) if self._config.keep else None,
             )
             drafted = scratch / "draft.parquet"
@@ -180,23 +186,34 @@ class Tick:
             upload(drafted, self._draft)
             facts = {
                 **self._prepared.facts(),
+                "listed_at": now.isoformat(),
                 "series": self._series.name,
                 "ignored": self._listing["ignored"],
                 "listing": self._listing,
                 "changes": changes.as_dict(),
                 "before": self._before(),
             }
-            if changes.to_score == 0:
-                return {"images": 0, **facts}  # found again by another listing, should this be interrupted
-            images = images_to_score(read_tables(drafted))
-            self._run.set_out(images, to_yaml(self._config), facts)
+            if changes.to_score:
+                self._run.set_out(images_to_score(read_tables(drafted)), to_yaml(self._config), facts)
+            else:  # a run without a manifest
+                (self._run.folder / "config.yaml").write_text(to_yaml(self._config))
+                record = {"images": 0, **facts}
+                (self._run.folder / "run.json").write_text(json.dumps(record, indent=2) + "\n")
         return self._run.record()
 
-    def _may_have_changed(self) -> bool:
-        snapshot = self._state.snapshot
-        if snapshot is None or snapshot.digest != self._listing["digest"]:
-            return True
-        return self._config.retry_errors and snapshot.retryable > 0
+    def _retry(self) -> str | None:
+        """Which failed images are worth another try, if there are any."""
+        known = self._state.snapshot
+        if known is None or not self._config.retry_errors:
+            return None
+        if known.failed and known.limits != self._limits:
+            return ANY_REASON
+        return FLEETING if known.retryable else None
+
+    def _limits_now(self) -> dict[str, Any]:
+        """The limits under which the failed images of the snapshot failed."""
+        known = self._state.snapshot
+        return self._limits if known is None or self._config.retry_errors else known.limits
 
     def _known(self, scratch: Path) -> Iterator[pa.Table]:
         if self._state.snapshot is None:
@@ -220,11 +237,13 @@ class Tick:
     def _finish(self, record: dict[str, Any], work: Work, started: float) -> int:
         """Account for every image, write the snapshot and the drift report, publish, and close the books."""
         now = datetime.now(UTC)
+        # Not now, so that a snapshot that has to be written again after a kill is the same to the last bit.
+        listed_at = datetime.fromisoformat(record["listed_at"])
         summary = self._summarise(record, work, time.monotonic() - started)
         outcomes = Outcomes.of(self._run, record["images"]) if record["images"] else Outcomes.none()
         census = Census()
         with scratch_folder() as scratch:
-            rows = completed(read_tables(local_copy(self._draft, scratch)), outcomes, self._name, now, census)
+            rows = completed(read_tables(local_copy(self._draft, scratch)), outcomes, self._name, listed_at, census)
             schema = SNAPSHOT_SCHEMA.with_metadata(self._prepared.plan.metadata)
             write_tables(scratch / "snapshot.parquet", rows, schema)
             drift = self._drift(record, census, scratch)
@@ -239,6 +258,7 @@ class Tick:
             gone=census.gone,
             retryable=census.retryable,
             runs=tuple(sorted(census.runs)),
+            limits=self._limits_now(),
             finished_at=now.isoformat(timespec="seconds"),
         )
         (self._run.folder / "drift.json").write_text(json.dumps(drift, indent=2) + "\n")
@@ -268,7 +288,7 @@ class Tick:
         assert snapshot is not None, "an empty collection is refused, and any other is a change"
         print(f"unchanged   {self._listing['images']:,} images, as of {snapshot.run_id}; nothing to do", flush=True)
         # The digest may be another where the same images were listed otherwise: one of them twice.
-        snapshot = replace(snapshot, digest=self._listing["digest"])
+        snapshot = replace(snapshot, digest=self._listing["digest"], limits=self._limits_now())
         sound = self._publish_if_sound(snapshot, now)
         code = 0 if sound else 1
         summary = {
@@ -305,9 +325,9 @@ class Tick:
 
     def _close(self, state: State) -> None:
         """The end of a run: the series moves on, and what is too old goes."""
-        self._series.write_state(state)
         if self._state.open == self._name and self._draft.exists():
             self._draft.remove()
+        self._series.write_state(state)
         if self._config.keep:
             for name in prune_all(self._series.output, datetime.now(UTC) - duration(self._config.keep)):
                 print(f"pruned      {name}, older than {self._config.keep}", flush=True)

@@ -45,9 +45,10 @@ DRAFT_SCHEMA = SNAPSHOT_SCHEMA.append(pa.field("image_id", pa.int64())).append(
 LISTING_SCHEMA = pa.schema([SNAPSHOT_SCHEMA.field(name) for name in ("uri", "size", "etag", "mtime")])
 
 _LISTING_ROWS = 10_000
-# Whether the same bytes may fare better another time. Decoding and scoring depend on nothing but the bytes and the
-# model, up to the memory that there is.
-_RETRYABLE = r"^fetch: |: out of memory$"
+# Reasons for which the same bytes may fare better another night. Decoding and scoring depend on nothing but the bytes
+# and the model, up to the memory that there is.
+FLEETING = r"^fetch: |: out of memory$"
+ANY_REASON = ""
 
 
 @dataclass
@@ -135,7 +136,7 @@ def draft(
     changes: Changes,
     *,
     now: datetime,
-    retry_errors: bool = True,
+    retry: str | None = FLEETING,
     forget_before: datetime | None = None,
 ) -> Iterator[pa.Table]:
     """Compare a listing with the snapshot before it.
@@ -147,8 +148,8 @@ def draft(
         previous: the snapshot, sorted; one empty table if there is none.
         listing: tables of `LISTING_SCHEMA`, sorted, every address once.
         changes: counted here.
-        now: when images that are missing count as gone.
-        retry_errors: try images again that could not be fetched.
+        now: when the listing was made.
+        retry: regular expression of the reasons for which failed images are tried again; ``None``: for none.
         forget_before: leave out rows of images gone since before then.
 
     Returns:
@@ -156,7 +157,7 @@ def draft(
     """
     for known, listed in side_by_side([previous, listing]):
         first = changes.to_score
-        rows = [_listed_rows(known, listed, changes, now, retry_errors), _gone_rows(known, listed, changes, now)]
+        rows = [_listed_rows(known, listed, changes, now, retry), _gone_rows(known, listed, changes, now)]
         table = pa.concat_tables(rows)
         if forget_before is not None:
             old = pc.and_(pc.equal(table["status"], GONE), pc.less(table["status_since"], pa.scalar(forget_before)))
@@ -169,14 +170,15 @@ def draft(
         yield table.append_column(DRAFT_SCHEMA.field("image_id"), ids).select(DRAFT_SCHEMA.names)
 
 
-def _listed_rows(known: pa.Table, listed: pa.Table, changes: Changes, now: datetime, retry_errors: bool) -> pa.Table:
+def _listed_rows(known: pa.Table, listed: pa.Table, changes: Changes, now: datetime, retry: str | None) -> pa.Table:
     before = known.take(pc.index_in(listed["uri"], known["uri"].combine_chunks()))  # null rows where it was not known
     is_known = pc.is_valid(before["uri"])
     same = pc.and_(is_known, _same_version(before, listed))
     was_gone = _filled(pc.equal(before["status"], GONE))
     has_score = pc.is_valid(before["score"])
-    fleeting = _filled(pc.match_substring_regex(before["reason"], _RETRYABLE))
-    again = pc.or_(was_gone, fleeting) if retry_errors else was_gone
+    again = was_gone
+    if retry is not None:
+        again = pc.or_(was_gone, _filled(pc.match_substring_regex(before["reason"], retry)))
     change = pc.case_when(
         pc.make_struct(
             pc.invert(is_known), pc.invert(same), pc.and_(has_score, was_gone), pc.or_(has_score, pc.invert(again))
@@ -310,7 +312,7 @@ class Census:
         self.gone += int((status == GONE).sum())
         self.new_failed += int((failed & fresh).sum())
         reasons = table.filter(pa.array(failed))["reason"]
-        self.retryable += pc.sum(pc.match_substring_regex(reasons, _RETRYABLE)).as_py() or 0
+        self.retryable += pc.sum(pc.match_substring_regex(reasons, FLEETING)).as_py() or 0
         self.runs.update(pc.unique(table["run_id"].drop_null()).to_pylist())
         self.scores.append(score[present])
         self.new_scores.append(score[present & fresh])
@@ -331,7 +333,7 @@ def completed(
         drafted: tables of `DRAFT_SCHEMA`.
         outcomes: by the draft's ``image_id``.
         run_id: that rows scored or tried now are attributed to.
-        now: ``scored_at`` of these rows.
+        now: ``scored_at`` of these rows: when the listing was made.
         census: counted here.
 
     Returns:

@@ -67,6 +67,7 @@ class Snapshot:
         gone: images that are not listed any more.
         retryable: of the failed ones, those that are worth another try.
         runs: run ids that rows come from.
+        limits: on one image under which it was made; others may let failed images pass.
         finished_at: when its run finished, in ISO format.
     """
 
@@ -78,6 +79,7 @@ class Snapshot:
     gone: int
     retryable: int
     runs: tuple[str, ...]
+    limits: dict[str, Any]
     finished_at: str
 
     @classmethod
@@ -178,7 +180,7 @@ class Series:
         if (read_json(pointer) or {}).get("snapshot") != snapshot.path or not latest.exists():
             copy(self.output / snapshot.path, latest)
         document = {"series": self.name, **asdict(snapshot), "snapshot": snapshot.path}
-        for internal in ("path", "digest", "runs", "retryable"):
+        for internal in ("path", "digest", "runs", "retryable", "limits"):
             del document[internal]
         document["checked_at"] = checked_at.isoformat(timespec="seconds")
         pointer.write_text(json.dumps(document, indent=2) + "\n")

@@ -22,6 +22,7 @@ from ais.listing import ListedImage
 from ais.runs import Run
 from ais.scoring.collection import (
     DRAFT_SCHEMA,
+    FLEETING,
     LISTING_SCHEMA,
     SNAPSHOT_SCHEMA,
     Census,
@@ -191,7 +192,7 @@ def one_tick(
         first_of_each(tables, changes.repeat),
         changes,
         now=now,
-        retry_errors=retry,
+        retry=FLEETING if retry else None,
         forget_before=forget,
     )
     write_tables(path / "draft.parquet", rows, DRAFT_SCHEMA)
@@ -443,7 +444,7 @@ def finished_run(series: Series, tick: str, age: timedelta, results: bool = True
 
 def snapshot_of(series: Series, tick: str, *runs: str) -> Snapshot:
     path = series.relative(series.run(tick).folder / "snapshot.parquet")
-    return Snapshot(tick, path, "digest", 3, 1, 0, 0, runs, START.isoformat())
+    return Snapshot(tick, path, "digest", 3, 1, 0, 0, runs, {"max_bytes": 9}, START.isoformat())
 
 
 def files(series: Series) -> set[str]:
