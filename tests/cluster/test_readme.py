@@ -119,8 +119,10 @@ def test_command(
         makefile = (ROOT / "Makefile").read_text()
         assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in arguments)
         return
-    assert program == ".venv/bin/python"
     script, *arguments = arguments
+    if program == ".venv/bin/ray" or script.startswith("cluster/"):
+        return  # tests/unit/test_cluster_files.py reads them, tests/cluster/test_autoscaling.py runs what can be run
+    assert program == ".venv/bin/python"
     assert re.fullmatch(r"jobs/\w+\.py", script), f"{script} is no job: say here how this command is tested"
     name = Path(script).stem
     job = importlib.import_module(f"jobs.{name}")
