@@ -326,6 +326,7 @@ def _write_pages(
         "page_of": page_of,
         "shown": shown,
         "shown_count": whole(len(cards)),
+        "verdict": sections.verdict(sources),
     }
     strip = min(_STRIP, len(cards) // 2 or len(cards))
     ends = [card.picture for card in cards]
@@ -373,7 +374,6 @@ def _write_pages(
         validation=sources.validation,
         validation_figures=sections.validation_figures(sources.validation) if sources.validation else [],
         checks=sections.checks_figure(sources.validation) if sources.validation else [],
-        verdict=sections.verdict(sources),
         comparison=sources.comparison,
         compared=sources.comparison is not None and sources.is_compared,
         comparison_figures=sections.comparison_figures(sources.comparison) if sources.comparison else [],
