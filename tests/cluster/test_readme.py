@@ -1,11 +1,11 @@
 """Every command and every Python block of README.md, run in their order, in one folder, on one Ray.
 
-Commands of the documents in docs/ are read as the jobs would read them, and not run.
+Commands of the documents in docs/ are checked as far as their files and their configuration, and not run.
 
 What stands for what: ``photos`` and ``ratings.csv`` are 100 planted images of 64 pixels and their ratings, ``koniq10k``
 a table of KonIQ-10k's shape with 12 of them. Where a command leaves the backbone to the registry it gets the small
 backbone of `tests.tiny` with random weights, and what decides only how long a job takes is set lower (`_SMALLER`).
-Commands with an address of another machine are read and checked as far as their configuration, and not run; so is
+Commands with an address of another machine, or for another program than a job, are checked in the same way; so is
 ``make demo``, which runs the same jobs on more images. Of the outputs that the README shows, the labels of the lines
 are compared, not the numbers.
 """
@@ -16,7 +16,6 @@ import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from PIL import Image
@@ -49,7 +48,7 @@ class Command:
 
 
 def commands(text: str) -> list[Command]:
-    """Those of indented blocks that begin with ``make`` or ``.venv/bin/``, and those after a ``$`` in fenced ones."""
+    """Those of indented blocks that begin with a program, and those after a ``$`` in fenced blocks."""
     found: list[Command] = []
     lines = text.splitlines()
     fenced = False
@@ -63,7 +62,7 @@ def commands(text: str) -> list[Command]:
             whole = whole[:-1] + lines[index]
         if fenced and line.startswith("$ "):
             found.append(Command(index + 1, shlex.split(whole[2:], comments=True), []))
-        elif re.match(r" {4}(make |\.venv/bin/)", line):
+        elif re.match(r" {4}(make|kubectl|docker|export|\.venv/bin/\w+) ", line):
             found.append(Command(index + 1, shlex.split(whole, comments=True), []))
         elif fenced and found:
             found[-1].output.append(line)
@@ -113,27 +112,16 @@ def test_command(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    words = command.words
+    script = next((word for word in words[:2] if word.startswith("jobs/")), None)
+    if script is None or script == "jobs/demo.py" or any(_REMOTE.search(text) for text in [*words, *configs(words)]):
+        monkeypatch.chdir(ROOT)
+        check(words)
+        return
     monkeypatch.chdir(home)
-    program, *arguments = command.words
-    if program == "make":
-        makefile = (ROOT / "Makefile").read_text()
-        assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in arguments)
-        return
-    script, *arguments = arguments
-    if program == ".venv/bin/ray" or script.startswith("cluster/"):
-        return  # tests/unit/test_cluster_files.py reads them, tests/cluster/test_autoscaling.py runs what can be run
-    assert program == ".venv/bin/python"
-    assert re.fullmatch(r"jobs/\w+\.py", script), f"{script} is no job: say here how this command is tested"
+    assert words[0] == ".venv/bin/python"
     name = Path(script).stem
-    job = importlib.import_module(f"jobs.{name}")
-    arguments = [str(ROOT / word) if word.startswith("configs/") else word for word in arguments]
-    if name == "demo" or _REMOTE.search(" ".join(arguments)) or _reads_remote(arguments):
-        model = next(
-            value for key, value in vars(job).items() if key.endswith("Config") and key.lower().startswith(name)
-        )
-        load_config(model, arguments, doc="")
-        return
-    assert job.main([*arguments, *_SMALLER.get(name, [])]) == 0
+    assert importlib.import_module(f"jobs.{name}").main([*words[2:], *_SMALLER.get(name, [])]) == 0
     said = capsys.readouterr().out
     assert not re.search(r"[\x00-\x08\x0b-\x1f]", said), "control characters in what is not a terminal"
     printed = labels(said.splitlines())
@@ -142,23 +130,38 @@ def test_command(
         printed = printed[printed.index(label) :]
 
 
-def read(job: ModuleType, arguments: list[str]) -> None:
-    """Read a command line as the job would."""
-    name = job.__name__.rpartition(".")[2].replace("_", "")
-    model = next(value for key, value in vars(job).items() if key.lower() == f"{name}config")
-    load_config(model, arguments, doc="")
+def configs(words: list[str]) -> list[str]:
+    """The configuration files that a command names, their text."""
+    return [(ROOT / word).read_text() for word in words if word.startswith("configs/")]
+
+
+def check(words: list[str]) -> None:
+    """What can be said of a command without running it: its files exist, and its configuration is one."""
+    program, *rest = words
+    if program == "make":
+        makefile = (ROOT / "Makefile").read_text()
+        assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in rest if "=" not in target)
+        return
+    assert program in {".venv/bin/python", "python", ".venv/bin/ray", "kubectl", "docker", "export"}, words
+    for word in rest:
+        if re.match(r"(jobs|cluster|configs|tests)/", word):
+            assert list(ROOT.glob(word)), f"there is no {word}"
+    if "cluster/submit.py" in rest:
+        at = rest.index("--")
+        assert importlib.import_module("cluster.submit").main([*rest[1:at], "--dry-run", *rest[at:]]) == 0
+    script = next((index for index, word in enumerate(rest) if re.fullmatch(r"jobs/\w+\.py", word)), None)
+    if script is not None:
+        job = importlib.import_module(f"jobs.{Path(rest[script]).stem}")
+        name = Path(rest[script]).stem.replace("_", "")
+        model = next(value for key, value in vars(job).items() if key.lower() == f"{name}config")
+        load_config(model, [word for word in rest[script + 1 :] if word != "&"], doc="")
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_commands_of_other_documents_are_read(document: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_of_other_documents_are_checked(document: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    for program, script, *arguments in (command.words for command in DOCUMENTS[document] if "jobs/" in str(command)):
-        assert program == ".venv/bin/python"
-        read(importlib.import_module(f"jobs.{Path(script).stem}"), arguments)
-
-
-def _reads_remote(arguments: list[str]) -> bool:
-    return any(word.startswith(str(ROOT)) and _REMOTE.search(Path(word).read_text()) for word in arguments)
+    for command in DOCUMENTS[document]:
+        check(command.words)
 
 
 def labels(lines: list[str]) -> list[str]:
