@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 _EVERY_S = 2.0
@@ -143,7 +144,9 @@ class Submitter:
         while True:
             try:
                 return question()
-            except (ConnectionError, TimeoutError, OSError) as error:
+            except (OSError, RuntimeError) as error:  # Ray raises RuntimeError for every answer but 200
+                if isinstance(error, RuntimeError) and "status code 5" not in str(error):
+                    raise
                 if time.monotonic() > end:
                     raise Unreachable(str(error)) from error
                 time.sleep(_EVERY_S)
@@ -180,7 +183,10 @@ def main(argv: list[str]) -> int:
         try:
             client = JobSubmissionClient(address)
             break
-        except (ConnectionError, OSError) as error:
+        except AuthenticationError as error:
+            _say(f"the cluster refuses RAY_AUTH_MODE and RAY_AUTH_TOKEN: {str(error).splitlines()[0]}")
+            return 2
+        except OSError as error:
             if time.monotonic() > end:
                 _say(f"{address} cannot be reached: {error}")
                 return GAVE_UP
@@ -191,6 +197,9 @@ def main(argv: list[str]) -> int:
     except Unreachable as error:
         _say(f"the cluster does not answer: {error}; the same command follows the job later")
         return GAVE_UP
+    except RuntimeError as error:
+        _say(f"the cluster refuses: {error}")
+        return 2
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Ray's own validators and KubeRay's schemas, and what they miss. Nothing is start
 """
 
 import copy
+import importlib
 import json
 import re
 import shlex
@@ -17,10 +18,13 @@ from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscali
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from ais import config as configs
+from ais.backbones import load_backbone
+from ais.heads import HeadEnsemble, RegressionHead, save_head
 from ais.pipeline.cluster import MAX_CPUS_LABEL, MAX_GPUS_LABEL
 from ais.pipeline.metrics import metrics
 from cluster import submit
 from cluster.kuberay.validate import pod_problems, problems
+from tests.tiny import TINY
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "cluster"
@@ -230,6 +234,23 @@ def test_every_command_is_one_that_there_is(command: str, monkeypatch: pytest.Mo
         model = MODELS.get(Path(words[0]).stem)
         if model is not None:
             configs.parse_config(model, file.read_text() if file else "", overrides)
+
+
+@pytest.mark.parametrize("command", [command for command in commands() if "--config configs/" in command])
+def test_the_job_that_is_submitted_would_run(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Its own ``--dry-run``, with addresses on this machine in place of the buckets, and a small head."""
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(command)
+    job = importlib.import_module(f"jobs.{Path(next(word for word in words if word.startswith('jobs/'))).stem}")
+    heads = HeadEnsemble([RegressionHead(TINY.embedding_size, hidden=4)])
+    save_head(str(tmp_path / "head"), heads, load_backbone(TINY, weights="random", seed=3), "center_crop", {})
+    (tmp_path / "photos").mkdir()
+    here = [f"{key}={tmp_path / folder}" for key, folder in (("images", "photos"), ("output", "out"), ("head", "head"))]
+    assert job.main(["--config", str(submit.config_of(words)), "--dry-run", *here]) == 0
+    assert "tiny" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_same_tick_is_the_same_submission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
