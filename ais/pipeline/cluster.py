@@ -235,7 +235,7 @@ def _beside_gpus(
     most = scoring.most if scoring else min(places, useful or places)
     cpus = sum(node.cpus * node.count for node in nodes)
     wanted = fetching.most if fetching else min(_FETCHING_PER_GPU * most, max(1, int(cpus)))
-    for share in _SHARES:
+    for share in (share for share in _SHARES if share <= max(cpus / _FULL_SHARE_CPUS, _SHARES[-1])):
         # No unit straddles two nodes, and none stands where another actor of a GPU may have to.
         slots = sum(int(node.cpus / share + 1e-9) * node.count for node in nodes)
         crowded = any(int(node.gpus / per_actor) * share > node.cpus for node in nodes)
