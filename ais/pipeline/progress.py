@@ -34,19 +34,22 @@ class Progress(ProgressLine):
     Args:
         what: is counted, such as ``"images"``.
         total: to come.
-        run: id of the run, which every line of a log carries.
+        run: id of the run, if it is one; every line of a log carries it.
     """
 
-    def __init__(self, what: str, total: int, run: str) -> None:
+    def __init__(self, what: str, total: int, run: str | None = None) -> None:
         self._actor: Any = Counter.remote()  # type: ignore[attr-defined]
-        self.counter = Meter(self._actor, run)
-        super().__init__(what, total)
         self._run = run
-        if not self._line.terminal:
-            self._what = f"{run}: {what}"
+        self._label = run or what
+        self.counter = Meter(self._actor, self._label)
+        super().__init__(what, total)
+
+    def _text(self, done: int, errors: int, last: bool = False) -> str:
+        text = super()._text(done, errors, last)
+        return f"{text} · run {self._run}" if self._run and not self._line.terminal else text
 
     def read(self) -> tuple[int, int]:
         """Return how many rows are finished, and how many errors are among them."""
         rows, errors = ray.get(self._actor.read.remote(), timeout=10)
-        metrics().images_left.set(self._total - rows, {"run": self._run})
+        metrics().images_left.set(self._total - rows, {"run": self._label})
         return rows, errors

@@ -216,7 +216,7 @@ class TestFromNothingAndBack:
             *(f"ray_ais_batch_seconds_{part}" for part in ("bucket", "sum", "count")),
         }
         # Lines of a log carry the run.
-        assert f"run: images: {IMAGES} of {IMAGES}" in running.said()
+        assert re.search(rf"^images: {IMAGES} of {IMAGES} · .* · run run$", running.said(), re.MULTILINE)
         assert f"scored      {IMAGES - IMAGES // FILES} of {IMAGES} images" in running.said()
         TestFromNothingAndBack.undisturbed = scores_of(output)
 
