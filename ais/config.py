@@ -482,6 +482,17 @@ class HeatmapsConfig(_Section):
     compute: ComputeConfig = ComputeConfig()
     max_error_share: Share = Field(default=0.05, description=_MAX_ERROR_SHARE)
     shard_rows: Count = Field(default=512, description="Images per output shard.")
+    verify: bool = Field(
+        default=False,
+        description="Only read the run back, every byte, and say whether it is whole (exit code 0) or not.",
+    )
+    repair: bool = Field(
+        default=False, description="Verify the run, delete what is damaged, and do the images of that again."
+    )
+
+    def _conflicts(self) -> Iterator[_Conflict]:
+        if self.verify and self.repair:
+            yield _Conflict(("repair", "verify"), "verify=true changes nothing; set one of the two")
 
 
 class DriftConfig(_Section):

@@ -46,6 +46,10 @@ class RunError(AisError):
     """A run folder is inconsistent, or a run did not account for every image."""
 
 
+class DamagedError(AisError):
+    """A file is not what was written; the message goes on after the file's name."""
+
+
 class LockedError(AisError):
     """A folder is being written by somebody else; nothing was started.
 

@@ -9,9 +9,11 @@ Layout (DESIGN section 4), one folder under ``<output>/runs``::
     png/part-*.tar            <image_id>.png
     errors/part-*.parquet     one row per image that could not be used
     summary.json              written last; its presence means complete
+    lock/                     while somebody writes here (`ais.lease`)
 
 The results and errors are the record of what is done; there is no second book that could disagree with them. A shard
-appears under its final name only when it is whole, and a results shard is the last file that its task writes.
+appears under its final name only when it is whole, and a results shard is the last file that its task writes: it names
+its pictures, which count from then on.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import json
 import posixpath
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -32,10 +35,11 @@ import pyarrow.parquet as pq
 from ais.errors import RunError, StorageError
 from ais.lease import Fence
 from ais.listing import ListedImage
+from ais.shards import PNG_KEY, read_ids, write_table
 from ais.storage import Folder, Storage
 
 _MANIFEST_ROWS = 100_000
-_ROW_GROUP = 4096  # what a reader has to fetch to see a few rows
+_READERS, _READ_AHEAD = 16, 256
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -97,6 +101,7 @@ class Accounting:
         missing: listed images that are in neither.
         repeated: images that are there more than once.
         reasons: rows of errors by ``stage: reason``.
+        foreign: rows of images that are not listed.
     """
 
     listed: int
@@ -105,16 +110,53 @@ class Accounting:
     missing: int
     repeated: int
     reasons: dict[str, int]
+    foreign: int = 0
 
     @property
     def whole(self) -> bool:
         """Nothing is missing and nothing is there twice."""
-        return self.missing == 0 and self.repeated == 0 and self.scored + self.failed == self.listed
+        return self.missing == self.repeated == self.foreign == 0 and self.scored + self.failed == self.listed
 
     @property
     def error_share(self) -> float:
         """Share of the listed images that are in errors."""
         return self.failed / self.listed if self.listed else 0.0
+
+
+class Tally:
+    """Counts images as their shards are read; a byte of memory for each that is listed.
+
+    Args:
+        listed: images of the manifest; ids are below it.
+    """
+
+    def __init__(self, listed: int) -> None:
+        self._times = np.zeros(listed, np.uint8)
+        self._scored = self._failed = self._foreign = 0
+        self._reasons: Counter[str] = Counter()
+
+    def add_scored(self, ids: np.ndarray) -> None:
+        """Count a shard of results."""
+        self._scored += len(ids)
+        self._count(ids)
+
+    def add_failed(self, rows: pa.Table) -> None:
+        """Count a shard of errors, of which ``image_id, stage, reason`` are looked at."""
+        self._failed += rows.num_rows
+        self._count(rows["image_id"].to_numpy())
+        self._reasons.update(f"{row['stage']}: {row['reason']}" for row in rows.select(["stage", "reason"]).to_pylist())
+
+    def _count(self, ids: np.ndarray) -> None:
+        known = ids[(ids >= 0) & (ids < len(self._times))]
+        self._foreign += len(ids) - len(known)
+        unique, times = np.unique(known, return_counts=True)
+        self._times[unique] = np.minimum(2, self._times[unique] + np.minimum(2, times).astype(np.uint8))
+
+    def accounting(self) -> Accounting:
+        """What was counted so far."""
+        missing, repeated = int((self._times == 0).sum()), int((self._times > 1).sum())
+        reasons = dict(self._reasons.most_common())
+        return Accounting(len(self._times), self._scored, self._failed, missing, repeated, reasons, self._foreign)
 
 
 class Run:
@@ -160,6 +202,23 @@ class Run:
         """Return ``summary.json``, or ``None`` where the run is not complete."""
         return _read_json(self.folder / "summary.json")
 
+    def complete(self) -> dict[str, Any] | None:
+        """Return ``summary.json`` if the run is complete: it is there, and so are all the shards that it counts."""
+        summary = self.summary()
+        if summary is None:
+            return None
+        counts = self.shard_counts()
+        return None if any(counts[name] < there for name, there in summary.get("shards", {}).items()) else summary
+
+    def shard_counts(self) -> dict[str, int]:
+        """How many files of each kind there are."""
+        kinds = {
+            "results": (self.results, "*.parquet"),
+            "errors": (self.errors, "*.parquet"),
+            "png": (self.png, "*.tar"),
+        }
+        return {name: len(place.files(pattern)) for name, (place, pattern) in kinds.items()}
+
     def set_out(self, listing: Iterable[ListedImage], config_yaml: str, identity: dict[str, Any]) -> int:
         """Write the manifest, the configuration and, last, ``run.json``.
 
@@ -195,74 +254,62 @@ class Run:
     def recover(self, listed: int) -> np.ndarray:
         """Clear away what killed starts left, and return ``(listed,)`` bool: which ids are in results or in errors.
 
-        Only for a run that nobody is writing. Deletes shards with an image that another has too, whose other images are
-        then not done (tasks outlive a killed driver by seconds, and may write beside the next one), and orphaned PNG
-        shards.
+        Only under the lock. Deletes shards with an image that another has too, whose other images are then not done
+        (tasks outlive a killed driver by seconds, and may write beside the next one), pictures that no shard of results
+        names, files that were never finished, and uploads that were never completed.
+
+        Raises:
+            RunError: a shard is damaged, or holds images that were not listed.
         """
+        self.check_lock()
         done = np.zeros(listed, bool)
+        named: set[str] = set()
         for place in (self.results, self.errors):
-            for shard in place.files("*.parquet"):
-                ids = read_column(shard, "image_id")
-                if done[ids].any():
+            for shard, ids, metadata in read_all_ids(place.files("*.parquet")):
+                if not len(ids) or ids.min() < 0 or ids.max() >= listed:
+                    raise RunError(
+                        f"{shard.address!r} holds images that were not listed, or none; it is of another run"
+                    )
+                if done[ids].any() or len(np.unique(ids)) < len(ids):
                     shard.remove()
                 else:
                     done[ids] = True
-        self.remove_orphans()
+                    named.add(metadata.get(PNG_KEY, ""))
+        for pictures in self.png.files("part-*.tar"):
+            if posixpath.basename(pictures.path) not in named:
+                pictures.remove()
+        for place in (self.folder, self.manifest, self.results, self.errors, self.png):
+            place.remove_unfinished()
         return done
-
-    def remove_orphans(self) -> int:
-        """Delete PNG shards whose results shard was never written (their task was killed); return how many.
-
-        Only for a run that nobody is writing.
-        """
-        whole = {_stem(shard) for shard in self.results.files("part-*.parquet")}
-        orphans = [shard for shard in self.png.files("part-*.tar") if _stem(shard) not in whole]
-        for shard in orphans:
-            shard.remove()
-        return len(orphans)
 
     def account(self, listed: int) -> Accounting:
         """Count every image of the manifest in results and errors."""
-        times = np.zeros(listed, np.int32)
-        reasons: Counter[str] = Counter()
-        scored = failed = 0
-        for shard in self.results.files("*.parquet"):
-            ids = read_column(shard, "image_id")
-            np.add.at(times, ids, 1)
-            scored += len(ids)
+        tally = Tally(listed)
+        for _, ids, _ in read_all_ids(self.results.files("*.parquet")):
+            tally.add_scored(ids)
         for shard in self.errors.files("*.parquet"):
-            table = pq.read_table(io.BytesIO(shard.read_bytes()), columns=["image_id", "stage", "reason"])
-            np.add.at(times, table["image_id"].to_numpy(), 1)
-            failed += table.num_rows
-            reasons.update(f"{row['stage']}: {row['reason']}" for row in table.to_pylist())
-        return Accounting(
-            listed, scored, failed, int((times == 0).sum()), int((times > 1).sum()), dict(reasons.most_common())
-        )
+            tally.add_failed(pq.read_table(io.BytesIO(shard.read_bytes()), columns=["image_id", "stage", "reason"]))
+        return tally.accounting()
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Write ``summary.json``: the run is complete."""
+        """Write ``summary.json``, with the count of shards: the run is complete."""
         self.check_lock()
+        summary = {**summary, "shards": self.shard_counts()}
         (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
 
 
-def write_table(place: Folder, table: pa.Table) -> None:
-    """Write one Parquet file, whole or not at all."""
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", row_group_size=_ROW_GROUP)
-    place.write_bytes(sink.getvalue())
-
-
-def read_column(shard: Folder, name: str) -> np.ndarray:
-    """Read one column of a Parquet file without fetching the others.
+def read_all_ids(shards: list[Folder]) -> Iterator[tuple[Folder, np.ndarray, dict[str, str]]]:
+    """Read ``image_id`` and the footer's metadata of many shards, in their order, several at a time.
 
     Raises:
-        RunError: the file is not whole; nothing here writes such a file, so it was damaged later.
+        RunError: one is not whole.
     """
-    try:
-        with shard.filesystem.open(shard.path, "rb") as file:
-            return pq.read_table(file, columns=[name])[name].to_numpy()
-    except (pa.ArrowInvalid, KeyError) as error:
-        raise RunError(f"{shard.address!r} cannot be read: {error}; delete it and start the run again") from error
+    with ThreadPoolExecutor(_READERS) as pool:
+        # A bounded number of them at a time: map would start all at once and keep what comes early.
+        for start in range(0, len(shards), _READ_AHEAD):
+            some = shards[start : start + _READ_AHEAD]
+            for shard, (ids, metadata) in zip(some, pool.map(read_ids, some), strict=True):
+                yield shard, ids, metadata
 
 
 def _read_json(place: Folder) -> dict[str, Any] | None:
@@ -278,10 +325,6 @@ def _read_json(place: Folder) -> dict[str, Any] | None:
         raise RunError(
             f"{place.address!r} is not JSON: {error}; it was damaged: delete it, and start the same command again"
         ) from error
-
-
-def _stem(shard: Folder) -> str:
-    return posixpath.basename(shard.path).split(".", 1)[0]
 
 
 def _chunks(items: Iterable[ListedImage], size: int) -> Iterator[list[ListedImage]]:

@@ -13,7 +13,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -315,6 +315,24 @@ class Folder:
         paths = [str(entry["name"]) for entry in entries if entry["type"] == "file"]
         names = fnmatch.filter((posixpath.basename(path) for path in paths), pattern)
         return [self / name for name in sorted(names)]
+
+    def remove_unfinished(self) -> None:
+        """Delete what writers that were killed left here: partial files, and on S3 parts of uploads never completed.
+
+        Nobody may be writing here. What cannot be deleted stays: it has no final name and does no harm.
+        """
+        with suppress(Exception):
+            for partial in self.files(".*.partial"):
+                partial.remove()
+        if not self.on_s3:
+            return
+        with suppress(Exception):
+            bucket, prefix, _ = self.filesystem.split_path(self.path)
+            found = self.filesystem.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{prefix}/")
+            for upload in found.get("Uploads", ()):
+                self.filesystem.call_s3(
+                    "abort_multipart_upload", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                )
 
     def remove(self) -> None:
         """Delete this file."""

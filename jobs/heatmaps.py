@@ -1,7 +1,8 @@
 """Score every image of a collection and show where in the image the evidence lies.
 
 Reads images from a folder, a glob or a list; writes scores, heatmaps, pictures and errors into one run folder,
-OUTPUT/runs/RUN_ID. A run that was interrupted continues with the same command; a complete one does nothing.
+OUTPUT/runs/RUN_ID. A run that was interrupted continues with the same command; a complete one does nothing. One start
+at a time writes a run. With verify=true a run is only read back and checked, with repair=true damage is done again.
 """
 
 import sys
@@ -21,11 +22,11 @@ def main(argv: list[str]) -> int:
 
 
 def run(config: HeatmapsConfig, *, dry_run: bool = False) -> int:
-    """Check, set out, work, account; return the exit code."""
+    """Check, set out, work, account; return the exit code (see `run_job`)."""
     # After --help and configuration errors, which need not wait for torch and Ray.
     from ais.lease import hold
     from ais.pipeline.cluster import start_ray
-    from ais.pipeline.finish import finish, report_complete
+    from ais.pipeline.finish import finish, repair_run, report_complete, report_verified
     from ais.pipeline.heatmaps import run_heatmaps
     from ais.pipeline.prepare import prepare_heatmaps, set_out
 
@@ -36,12 +37,16 @@ def run(config: HeatmapsConfig, *, dry_run: bool = False) -> int:
     if dry_run:
         print(f"\n{to_yaml(prepared.config)}")
         return 0
-    if (summary := prepared.run.summary()) is not None:
+    if config.verify:
+        return report_verified(prepared.run)
+    if (summary := prepared.run.complete()) is not None and not config.repair:
         return report_complete(prepared, summary)
     with hold(prepared.run.folder, wait=True) as lease:
         prepared = prepared.under(lease)
         record = set_out(prepared)
-        if (summary := prepared.run.summary()) is not None:  # by somebody for whom this start had to wait
+        if config.repair:
+            repair_run(prepared.run)
+        if (summary := prepared.run.complete()) is not None:  # by somebody for whom this start had to wait
             return report_complete(prepared, summary)
         start_ray()
         work = run_heatmaps(prepared.run, prepared.plan, record["images"])

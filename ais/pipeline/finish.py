@@ -8,6 +8,9 @@ from typing import Any
 from ais.errors import RunError
 from ais.pipeline.heatmaps import Work
 from ais.pipeline.prepare import Prepared, print_listed
+from ais.progress import Line
+from ais.runs import Run
+from ais.verification import Verification, repair, verify
 
 
 def finish(prepared: Prepared, record: dict[str, Any], work: Work, wall_s: float) -> int:
@@ -75,6 +78,41 @@ def report_complete(prepared: Prepared, summary: dict[str, Any]) -> int:
     )
     print_summary(summary)
     return _exit_code(prepared, summary)
+
+
+def report_verified(run: Run) -> int:
+    """Read a run back and say what was found; the exit code is 0 only if nothing is wrong and nothing left to do."""
+    found = _verify(run)
+    if found.whole:
+        print("whole       every listed image is there exactly once, and every byte is as it was written", flush=True)
+        return 0
+    what = "delete that and do its images again" if found.damages else "continue"
+    print(f"not whole   start the same command with repair=true instead of verify=true to {what}", flush=True)
+    return 1
+
+
+def repair_run(run: Run) -> None:
+    """Verify a run and delete what is damaged; the start that this belongs to then does those images again."""
+    removed = repair(run, _verify(run))
+    print(f"repaired    {removed:,} damaged files deleted" if removed else "repaired    nothing is damaged", flush=True)
+
+
+def _verify(run: Run) -> Verification:
+    line = Line()
+    found = verify(run, lambda shards: line.show(f"verifying: {shards:,} files"))
+    line.close()
+    accounting = found.accounting
+    print(f"read        {found.shards:,} files, {found.size:,} bytes")
+    print(f"images      {accounting.listed:,} listed: {accounting.scored:,} scored, {accounting.failed:,} errors")
+    print(f"missing     {accounting.missing:,} in neither results nor errors")
+    print(f"repeated    {accounting.repeated:,} there more than once")
+    if accounting.foreign:
+        print(f"foreign     {accounting.foreign:,} rows of images that are not listed")
+    print(f"damaged     {len(found.damages):,}" + "".join(f"\n            {damage}" for damage in found.damages))
+    print(f"orphaned    {len(found.orphans):,}" + "".join(f"\n            {file.address}" for file in found.orphans))
+    if not found.complete:
+        print("summary     is missing, or does not say the same: the run is not complete")
+    return found
 
 
 def print_summary(summary: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,6 +33,7 @@ from ais.storage import Storage
 _BATCHES_IN_FLIGHT = 3
 _EXCEPTION = re.compile(r"^[\w.]*(Error|Exception|Exit|Interrupt)\b.*: ")
 _PNGS_PER_SHARD = 512
+_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -97,10 +99,15 @@ def run_heatmaps(run: Run, plan: HeatmapPlan, listed: int) -> Work:
     """
     started = time.monotonic()
     done = run.recover(listed)
-    seconds = {} if done.all() else _score_and_explain(run, plan, done)
+    images, seconds = int((~done).sum()), Counter[str]()
+    for _ in range(_ROUNDS):
+        if done.all():
+            break
+        seconds.update(_score_and_explain(run, plan, done))
+        done = run.recover(listed)  # what a straggler of a killed start wrote beside this one is cleared away
     late = plan.cells is not None and plan.png.selection.kind in ("top", "bottom")
     pictures_failed = render_selected(run, plan) if late else 0
-    return Work(int((~done).sum()), time.monotonic() - started, seconds, pictures_failed)
+    return Work(images, time.monotonic() - started, dict(seconds), pictures_failed)
 
 
 def _score_and_explain(run: Run, plan: HeatmapPlan, done: np.ndarray) -> dict[str, float]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
+import hashlib
+import uuid
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,7 +19,8 @@ from ray.data.datasource.datasink import WriteResult
 from ais.embeddings import EmbeddingCache
 from ais.pipeline.columns import replace, unpack
 from ais.placement import HeatmapCells
-from ais.runs import ERRORS_SCHEMA, Run, results_schema, write_table
+from ais.runs import ERRORS_SCHEMA, Run, results_schema
+from ais.shards import PNG_BYTES_KEY, PNG_KEY, PNG_SHA256_KEY, tar_bytes, write_table
 
 _CACHE_PART_ROWS = 1024
 TIMED = ("fetch_s", "decode_s", "score_s", "explain_s", "render_s")
@@ -28,9 +29,10 @@ TIMED = ("fetch_s", "decode_s", "score_s", "explain_s", "render_s")
 class RunSink(Datasink[dict[str, float]]):
     """Writes rows to a run folder so that a task killed anywhere leaves nothing that counts twice.
 
-    A shard is named after its write task, so a task that Ray runs again replaces what it wrote. Of each task the PNG
-    shard is written first, then the errors, then the results: an interrupted task leaves either rows of errors, which
-    stand for themselves, or a PNG shard without results, which the next start removes.
+    Shards of errors and results are named after their write task, so a task that Ray runs again replaces what it wrote.
+    Of each task the pictures are written first, under a name of this attempt alone, then the errors, then the results,
+    which name the pictures that belong to them: an interrupted task leaves either rows of errors, which stand for
+    themselves, or pictures that nothing names, which the next start removes.
 
     Args:
         run: where to.
@@ -62,7 +64,8 @@ class RunSink(Datasink[dict[str, float]]):
         failed = pc.not_equal(table["stage"], "")
         good, bad = table.filter(pc.invert(failed)), table.filter(failed)
         self._run.check_lock()
-        shard = write_pngs(self._run, name, good) if "png" in good.column_names else None
+        attempt = f"{name}-{uuid.uuid4().hex[:8]}"
+        shard = write_pngs(self._run, attempt, good) if "png" in good.column_names else None
         self._run.check_lock()  # writing pictures takes a while
         if bad.num_rows:
             write_table(self._run.errors / f"{name}.parquet", bad.select(ERRORS_SCHEMA.names).cast(ERRORS_SCHEMA))
@@ -70,15 +73,16 @@ class RunSink(Datasink[dict[str, float]]):
             write_table(self._run.results / f"{name}.parquet", self._results(good, shard))
         return {column: float(pc.sum(table[column]).as_py()) for column in TIMED if column in table.column_names}
 
-    def _results(self, good: pa.Table, shard: str | None) -> pa.Table:
-        schema = results_schema(self._cells.shape if self._cells else None, self._metadata)
+    def _results(self, good: pa.Table, shard: PngShard | None) -> pa.Table:
+        metadata = self._metadata | (shard.metadata() if shard else {})
+        schema = results_schema(self._cells.shape if self._cells else None, metadata)
         boxes = unpack(good["box"], (4,), np.float32)
         table = replace(good, [], box=pa.FixedSizeListArray.from_arrays(pa.array(boxes.ravel()), 4))
         if self._cells is not None:
             heatmaps = unpack(good["heatmap"], self._cells.shape, np.float32)
             pngs: pa.Array | pa.ChunkedArray = pa.nulls(good.num_rows, pa.string())
             if shard is not None:
-                pngs = pc.if_else(pc.is_valid(good["png"]), shard, None)
+                pngs = pc.if_else(pc.is_valid(good["png"]), shard.name, None)
             table = replace(
                 table,
                 [],
@@ -177,20 +181,35 @@ class PngSink(Datasink[tuple[int, int]]):
         self.failed = sum(failed for _, failed in write_result.write_returns)
 
 
-def write_pngs(run: Run, name: str, table: pa.Table) -> str | None:
+@dataclass(frozen=True)
+class PngShard:
+    """A tar of pictures as it was written.
+
+    Args:
+        name: of the file.
+        size: in bytes.
+        sha256: in hexadecimal.
+    """
+
+    name: str
+    size: int
+    sha256: str
+
+    def metadata(self) -> dict[str, str]:
+        """What the shard of results that goes with it says of it."""
+        return {PNG_KEY: self.name, PNG_BYTES_KEY: str(self.size), PNG_SHA256_KEY: self.sha256}
+
+
+def write_pngs(run: Run, name: str, table: pa.Table) -> PngShard | None:
     """Write the ``png`` bytes of a table as one tar, readable by WebDataset; members are ``<image_id>.png``.
 
     Returns:
-        the shard's file name, or ``None`` if there was nothing to write.
+        the shard, or ``None`` if there was nothing to write.
     """
     rows = table.select(["image_id", "png"]).filter(pc.is_valid(table["png"]))
     if rows.num_rows == 0:
         return None
-    data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for image_id, png in zip(rows["image_id"].to_pylist(), rows["png"].to_pylist(), strict=True):
-            member = tarfile.TarInfo(f"{image_id}.png")
-            member.size = len(png)
-            archive.addfile(member, io.BytesIO(png))
-    (run.png / f"{name}.tar").write_bytes(data.getvalue())
-    return f"{name}.tar"
+    names = (f"{image_id}.png" for image_id in rows["image_id"].to_pylist())
+    data = tar_bytes(zip(names, rows["png"].to_pylist(), strict=True))
+    (run.png / f"{name}.tar").write_bytes(data)
+    return PngShard(f"{name}.tar", len(data), hashlib.sha256(data).hexdigest())

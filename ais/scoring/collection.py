@@ -19,8 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ais.listing import ListedImage
-from ais.runs import Run, read_column
+from ais.runs import Run
 from ais.scoring.sorting import side_by_side
+from ais.shards import read_column
 
 PRESENT, GONE, FAILED = "present", "gone", "failed"
 

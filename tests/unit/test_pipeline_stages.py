@@ -3,6 +3,7 @@
 Two things are faked: faults of a filesystem, and the context in which Ray calls a sink.
 """
 
+import hashlib
 import io
 import os
 import subprocess
@@ -390,7 +391,8 @@ class TestRenderAndSink:
         folder = tmp_path / "runs" / "r"
         written = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
         name = "part-01234567-000003"
-        assert written == [f"errors/{name}.parquet", f"png/{name}.tar", f"results/{name}.parquet"]
+        tars = [path for path in written if path.startswith("png/")]
+        assert written == [f"errors/{name}.parquet", *tars, f"results/{name}.parquet"]
         assert set(seconds) == {"fetch_s", "decode_s", "explain_s", "render_s"}
         assert all(value > 0 for value in seconds.values())
 
@@ -400,18 +402,26 @@ class TestRenderAndSink:
         assert errors["reason"].to_pylist() == ["not found"]
         results = pq.read_table(folder / "results" / f"{name}.parquet")
         assert results.schema.equals(results_schema(MAPS))
-        assert results.schema.metadata == {key.encode(): text.encode() for key, text in self.METADATA.items()}
+        metadata = {key.decode(): text.decode() for key, text in results.schema.metadata.items()}
+        tar = metadata["ais.png"]
+        assert len(tars) == 2  # of two attempts, of which the results name the last
+        assert f"png/{tar}" in tars
+        assert metadata == self.METADATA | {
+            "ais.png": tar,
+            "ais.png_bytes": str((folder / "png" / tar).stat().st_size),
+            "ais.png_sha256": hashlib.sha256((folder / "png" / tar).read_bytes()).hexdigest(),
+        }
         assert results["image_id"].to_pylist() == [0, 1, 2, 4]
         wanted = [Pictures(self.SAMPLE, 30).wanted(n) for n in (0, 1, 2, 4)]
         assert 1 < sum(wanted) < 4
-        assert results["png"].to_pylist() == [f"{name}.tar" if want else None for want in wanted]
+        assert results["png"].to_pylist() == [tar if want else None for want in wanted]
         # The crop is 32 / 36 of 60 pixels wide; one pixel of the input is 5 / 3 of the original's.
         np.testing.assert_allclose(results["box"].to_pylist(), 4 * [[55 / 3, 10 / 3, 215 / 3, 170 / 3]], rtol=1e-6)
         cells = [55 / 3 - 2.5, 10 / 3 - 2.5, 215 / 3 - 2.5, 170 / 3 - 2.5]
         np.testing.assert_allclose(results["heatmap_box"].to_pylist(), 4 * [cells], rtol=1e-6)
         heatmaps = results["heatmap"].combine_chunks().to_numpy_ndarray()
         np.testing.assert_array_equal(heatmaps, unpack(explained["heatmap"], MAPS, np.float32)[[0, 1, 2, 4]])
-        with tarfile.open(folder / "png" / f"{name}.tar") as archive:
+        with tarfile.open(folder / "png" / tar) as archive:
             ids = [image_id for image_id, want in zip((0, 1, 2, 4), wanted, strict=True) if want]
             assert archive.getnames() == [f"{image_id}.png" for image_id in ids]
             member = archive.extractfile(archive.getnames()[0])

@@ -15,7 +15,8 @@ import pytest
 
 from ais.errors import RunError, StorageError
 from ais.listing import ListedImage, list_images
-from ais.runs import ERRORS_SCHEMA, MANIFEST_SCHEMA, Accounting, Run, read_column, results_schema, write_table
+from ais.runs import ERRORS_SCHEMA, MANIFEST_SCHEMA, Accounting, Run, read_all_ids, results_schema
+from ais.shards import PNG_KEY, read_column, write_table
 from ais.storage import Storage
 
 STORAGE = Storage()
@@ -195,7 +196,8 @@ def write_results(run: Run, name: str, ids: Sequence[int]) -> None:
         pa.FixedShapeTensorArray.from_numpy_ndarray(np.zeros((count, 2, 2), np.float32)),
         pa.nulls(count, pa.string()),
     ]
-    write_table(run.results / f"{name}.parquet", pa.table(columns, schema=results_schema((2, 2))))
+    schema = results_schema((2, 2), {PNG_KEY: f"{name}-1.tar"})
+    write_table(run.results / f"{name}.parquet", pa.table(columns, schema=schema))
 
 
 def write_errors(run: Run, name: str, ids: Sequence[int], reason: str = "truncated") -> None:
@@ -264,31 +266,50 @@ class TestRun:
         write_results(run, "part-b-0", [1, 2])
         write_errors(run, "part-c-0", [0])
         write_errors(run, "part-c-1", [3])
-        (run.png / "part-a-0.tar").write_bytes(b"")
-        (run.png / "part-b-0.tar").write_bytes(b"")
+        for name in ("part-a-0-1", "part-a-0-2", "part-b-0-1", "part-c-1-1", "top-000000"):
+            (run.png / f"{name}.tar").write_bytes(b"")
         assert run.recover(4).tolist() == [True, True, False, True]
         left = [
             shard.path.rsplit("/", 1)[-1] for place in (run.results, run.errors, run.png) for shard in place.files()
         ]
-        assert left == ["part-a-0.parquet", "part-c-1.parquet", "part-a-0.tar"]
+        # Of two attempts of one task the pictures count that the results name; those of top:N stand for themselves.
+        assert left == ["part-a-0.parquet", "part-c-1.parquet", "part-a-0-1.tar", "top-000000.tar"]
         assert run.account(4).repeated == 0
+
+    def test_recovering_deletes_what_was_never_finished(self, run: Run) -> None:
+        places = (run.folder, run.manifest, run.results, run.errors, run.png)
+        for place in places:
+            (place / ".name.0123.partial").write_bytes(b"half")
+        run.recover(1)
+        assert [place.files() for place in places] == 5 * [[]]
 
     def test_a_damaged_shard_is_named(self, run: Run) -> None:
         (run.results / "part-a-0.parquet").write_bytes(b"PAR1 damaged")
-        with pytest.raises(RunError, match=r"part-a-0\.parquet.*delete it and start the run again"):
+        with pytest.raises(RunError, match=r"part-a-0\.parquet.*start the same command with repair=true"):
             run.recover(1)
 
-    def test_only_pictures_without_results_are_orphans(self, run: Run) -> None:
-        write_results(run, "part-a-0", [0])
-        write_errors(run, "part-a-1", [1])
-        for name in ("part-a-0", "part-a-1", "part-b-0", "top-000000"):
-            (run.png / f"{name}.tar").write_bytes(b"")
-        assert run.remove_orphans() == 2
-        assert [shard.path.rsplit("/", 1)[-1] for shard in run.png.files()] == ["part-a-0.tar", "top-000000.tar"]
+    @pytest.mark.parametrize("ids", [[0, 6], [-1], []])
+    def test_a_shard_of_another_run_is_named(self, run: Run, ids: list[int]) -> None:
+        write_errors(run, "part-a-0", ids)
+        with pytest.raises(RunError, match=r"part-a-0\.parquet' holds images that were not listed"):
+            run.recover(6)
+
+    def test_many_shards_are_read_in_their_order(self, run: Run) -> None:
+        for number in range(300):
+            write_errors(run, f"part-{number:03d}", [number])
+        read = list(read_all_ids(run.errors.files()))
+        assert [ids.tolist() for _, ids, _ in read] == [[number] for number in range(300)]
+        assert run.recover(300).all()
+        assert run.account(300).whole
 
     def test_the_summary_completes_a_run(self, run: Run) -> None:
+        write_results(run, "part-a-0", [0, 1])
+        write_errors(run, "part-b-0", [2])
         run.finish({"images": 3})
-        assert run.summary() == {"images": 3}
+        assert run.summary() == {"images": 3, "shards": {"results": 1, "errors": 1, "png": 0}}
+        assert run.complete() == run.summary()
+        (run.errors / "part-b-0.parquet").remove()
+        assert run.complete() is None
 
     def test_a_damaged_record_is_named(self, run: Run) -> None:
         (run.folder / "run.json").write_bytes(b'{"images": 3')
