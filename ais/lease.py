@@ -15,6 +15,7 @@ pause before it is read back. fsspec's own fallback for filesystems without excl
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -84,6 +85,7 @@ class Lease:
     fence: Fence
     lease_s: float
     holder: dict[str, Any]
+    _made: tuple[Path, ...] = field(default=(), repr=False)
     _stop: threading.Event = field(default_factory=threading.Event, repr=False)
     _thread: threading.Thread | None = field(default=None, repr=False)
 
@@ -137,8 +139,8 @@ class Lease:
         with suppress(Exception):
             self.fence.check()
             (self.fence.place / _file_name(self.fence.generation)).remove()
-            if self.fence.place.local:
-                Path(self.fence.place.path).rmdir()
+            for folder in self._made:  # those that nothing was put into
+                folder.rmdir()
 
 
 @contextmanager
@@ -169,6 +171,7 @@ def hold(folder: Folder, *, name: str = "lock", lease_s: float = 60.0, wait: boo
 
 def _acquire(place: Folder, lease_s: float, wait: bool) -> Lease:
     holder = {**_facts(), "token": uuid.uuid4().hex, "lease_s": lease_s}
+    made = _missing_folders(Path(place.path)) if place.local else ()
     while True:
         generation = _highest(place)
         if generation:
@@ -181,7 +184,12 @@ def _acquire(place: Folder, lease_s: float, wait: bool) -> Lease:
                     if _generation(old) <= generation:
                         with suppress(OSError):
                             old.remove()
-                return Lease(fence, lease_s, holder)
+                return Lease(fence, lease_s, holder, made)
+
+
+def _missing_folders(folder: Path) -> tuple[Path, ...]:
+    """The folders that have to be made for this one, itself first even if it is there: it is the lock's own."""
+    return (folder, *itertools.takewhile(lambda parent: not parent.exists(), folder.parents))
 
 
 def _await_free(place: Folder, generation: int, wait: bool) -> None:

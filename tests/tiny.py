@@ -3,10 +3,14 @@
 Importable where the repository root is on the path, by Ray workers too.
 """
 
+from pathlib import Path
+
+import torch
 from torch import Tensor, nn
 
-from ais.backbones import BackboneSpec, TailKind, register
+from ais.backbones import BackboneSpec, TailKind, load_backbone, register
 from ais.backbones.families import PooledFeatures
+from ais.heads import HeadEnsemble, RegressionHead, save_head
 
 
 class TinyClassifier(nn.Module):
@@ -53,3 +57,11 @@ TINY = register(
         classifier=("classifier.",),
     )
 )
+
+
+def save_tiny_head(folder: Path) -> None:
+    """Save two untrained heads on ``tiny`` with random weights of seed 3; scores spread by about 1."""
+    torch.manual_seed(0)
+    heads = [RegressionHead(TINY.embedding_size, hidden=32, target_mean=5, target_std=200) for _ in range(2)]
+    backbone = load_backbone(TINY, weights="random", seed=3)
+    save_head(str(folder), HeadEnsemble(heads), backbone, "center_crop", {})

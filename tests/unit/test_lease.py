@@ -110,7 +110,11 @@ def test_one_holder_at_a_time_and_nothing_left(folder: Folder) -> None:
         pass
     with pytest.raises(ZeroDivisionError), hold(folder):
         raise ZeroDivisionError
-    assert not (folder / "lock").exists()
+    assert not folder.exists()  # what was made for the lock alone goes with it
+    with hold(folder / "run"):
+        (folder / "run" / "file").write_text("")
+    assert not (folder / "run" / "lock").exists()
+    assert (folder / "run" / "file").exists()
 
 
 def test_of_many_that_come_together_one_gets_it(folder: Folder) -> None:
