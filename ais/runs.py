@@ -317,13 +317,13 @@ def _read_json(place: Folder) -> dict[str, Any] | None:
         return json.loads(place.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except OSError as error:
-        raise StorageError(
-            f"{place.address!r} cannot be read: {error}; check the address and the access to it"
-        ) from error
     except ValueError as error:
         raise RunError(
             f"{place.address!r} is not JSON: {error}; it was damaged: delete it, and start the same command again"
+        ) from error
+    except Exception as error:  # each filesystem raises its own kinds
+        raise StorageError(
+            f"{place.address!r} cannot be read: {explain(error)}; check the address and the access to it"
         ) from error
 
 

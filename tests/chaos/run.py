@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.local import LocalCluster, NodeType, processes_of
+from cluster.local import _HEAD_ID, LocalCluster, NodeType, processes_of
 from tests.chaos.collection import Item, collect, put, put_locally
 from tests.kills import FETCHING, SCORING, Job, Process, actors
 from tests.s3.proxy import Faults, FaultyProxy
@@ -69,6 +69,7 @@ class Outcome:
 
     Args:
         listed: images.
+        planned: kills, by kind.
         scored: of them.
         errors: the others by stage and reason.
         lost: listed images in neither results nor errors.
@@ -86,6 +87,7 @@ class Outcome:
     """
 
     listed: int
+    planned: dict[str, int]
     scored: int = 0
     errors: dict[str, int] = field(default_factory=dict)
     lost: int = 0
@@ -106,6 +108,7 @@ class Outcome:
         """Nothing lost, nothing twice, and everything as in the undisturbed run."""
         return (
             self.codes[-1:] == [0]
+            and self.kills == self.planned
             and self.lost == self.twice == self.verified == 0
             and not self.wrong
             and not self.orphans
@@ -155,7 +158,7 @@ def run_chaos(plan: Plan, head: Path) -> Outcome:
             *("jobs/heatmaps.py", f"images={listing}", f"head={bucket}/head", f"output={bucket}/out", *common),
             *(f"storage.endpoint_url={proxy.endpoint_url}", "max_error_share=0.2", f"limits.max_bytes={2**20}"),
         ]
-        outcome = Outcome(plan.images)
+        outcome = Outcome(plan.images, plan.kills)
         undisturbed = ["jobs/heatmaps.py", f"images={put_locally(items, folder / 'images')}", f"head={head}", *common]
         reference = Job([*undisturbed, f"output={folder / 'out'}"], environment)
         try:
@@ -210,11 +213,7 @@ def _live_through(
             job = _again(job, command, environment, outcome)
             if job.code == 0:
                 return
-            if kind == DRIVER:
-                job.kill()
-            else:
-                _kill(kind, cluster, job)
-            outcome.kills[kind] += 1
+            outcome.kills[kind] += _kill(kind, cluster, job)
             job = _again(job, command, environment, outcome)
         for _ in range(5):
             job.finish(_PATIENCE_S)
@@ -237,20 +236,23 @@ def _again(job: Job, command: list[str], environment: dict[str, str], outcome: O
     return Job(command, environment)
 
 
-def _kill(kind: str, cluster: LocalCluster, job: Job) -> None:
-    """Kill something of the cluster as soon as there is one."""
+def _kill(kind: str, cluster: LocalCluster, job: Job) -> bool:
+    """Kill the driver, or something of the cluster as soon as there is one; return whether it was done."""
+    if kind == DRIVER:
+        job.kill()
+        return True
     end = time.monotonic() + _PATIENCE_S
     while job.code is None and time.monotonic() < end:
         if kind == NODE:
             if nodes := _worker_nodes(cluster):
                 cluster.kill_node(nodes[0])
-                return
+                return True
         elif found := actors(SCORING if kind == SCORER else FETCHING, processes_of(cluster.folder)):
             victim: Process = found[0]
             victim.kill()
-            return
+            return True
         time.sleep(0.1)
-    raise AssertionError(f"there is no {kind} to kill: {job.said()}")
+    return False
 
 
 def _worker_nodes(cluster: LocalCluster) -> list[str]:
@@ -262,7 +264,7 @@ def _worker_nodes(cluster: LocalCluster) -> list[str]:
         except OSError:
             continue
         found |= {value.removeprefix(_NODE_ID).decode() for value in variables if value.startswith(_NODE_ID)}
-    return sorted(node for node in found if not node.startswith("fffff"))
+    return sorted(found - {_HEAD_ID})
 
 
 def _compare(items: list[Item], s3: S3Server, bucket: str, undisturbed: Path, outcome: Outcome) -> None:
