@@ -46,6 +46,10 @@ class RunError(AisError):
     """A run folder is inconsistent, or a run did not account for every image."""
 
 
+class ChangedError(AisError):
+    """A file is another than the one that was meant."""
+
+
 class DamagedError(AisError):
     """A file is not what was written; the message goes on after the file's name."""
 

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from ais.errors import LeaseLostError, LockedError, StorageError
-from ais.storage import Folder
+from ais.storage import Folder, explain, tried
 
 _FILE = re.compile(r"^([0-9]{6,})\.json$")
 _SLACK_S = 1.0  # S3 tells times in whole seconds
@@ -106,13 +106,13 @@ class Lease:
             if place.local:
                 os.utime(place.path)
             else:
-                place.filesystem.pipe_file(place.path, _encode(self.holder))
+                tried(lambda: place.filesystem.pipe_file(place.path, _encode(self.holder)))
         except FileNotFoundError:
             self.fence.check()
             raise
         except Exception as error:  # each filesystem raises its own kinds
             raise StorageError(
-                f"{place.address!r} cannot be renewed: {type(error).__name__}: {error}; "
+                f"{place.address!r} cannot be renewed: {explain(error)}; "
                 "check the address and the access to it"
             ) from error
 
@@ -219,9 +219,9 @@ def _create(place: Folder, name: str, holder: dict[str, Any]) -> bool:
         if file.local:
             return _link(Path(file.path), data)
         try:
-            file.filesystem.pipe_file(file.path, data, mode="create")
+            tried(lambda: file.filesystem.pipe_file(file.path, data, mode="create"))
             # A store that lets it be created twice does not know conditions.
-            file.filesystem.pipe_file(file.path, data, mode="create")
+            tried(lambda: file.filesystem.pipe_file(file.path, data, mode="create"))
             time.sleep(_SETTLE_S)
         except FileExistsError:
             pass
@@ -230,7 +230,7 @@ def _create(place: Folder, name: str, holder: dict[str, Any]) -> bool:
                 raise
     except Exception as error:  # each filesystem raises its own kinds
         raise StorageError(
-            f"{file.address!r} cannot be written: {type(error).__name__}: {error}; "
+            f"{file.address!r} cannot be written: {explain(error)}; "
             "check the address and the access to it"
         ) from error
     # A request that was sent again after its answer got lost finds its own file there.
@@ -264,7 +264,7 @@ def _highest(place: Folder) -> int:
         return max((_generation(file) for file in place.files("*.json")), default=0)
     except Exception as error:  # each filesystem raises its own kinds
         raise StorageError(
-            f"the lock {place.address!r} cannot be read: {type(error).__name__}: {error}; "
+            f"the lock {place.address!r} cannot be read: {explain(error)}; "
             "check the address and the access to it"
         ) from error
 
@@ -280,7 +280,7 @@ def _read(place: Folder, generation: int) -> dict[str, Any] | None:
         record = {}
     except Exception as error:  # each filesystem raises its own kinds
         raise StorageError(
-            f"{file.address!r} cannot be read: {type(error).__name__}: {error}; check the address and the access to it"
+            f"{file.address!r} cannot be read: {explain(error)}; check the address and the access to it"
         ) from error
     return record if isinstance(record, dict) else {}
 
@@ -289,12 +289,12 @@ def _modified(file: Folder) -> float | None:
     """Time of the last change by the store's clock, in seconds since 1970; ``None`` if the file is gone."""
     try:
         file.filesystem.invalidate_cache()
-        info = file.filesystem.info(file.path)
+        info = tried(lambda: file.filesystem.info(file.path))
     except FileNotFoundError:
         return None
     except Exception as error:  # each filesystem raises its own kinds
         raise StorageError(
-            f"{file.address!r} cannot be read: {type(error).__name__}: {error}; check the address and the access to it"
+            f"{file.address!r} cannot be read: {explain(error)}; check the address and the access to it"
         ) from error
     changed = next((info[key] for key in _TIMES if info.get(key)), None)
     if isinstance(changed, str):

@@ -36,7 +36,7 @@ from ais.errors import RunError, StorageError
 from ais.lease import Fence
 from ais.listing import ListedImage
 from ais.shards import PNG_KEY, read_ids, write_table
-from ais.storage import Folder, Storage
+from ais.storage import Folder, Storage, explain
 
 _MANIFEST_ROWS = 100_000
 _READERS, _READ_AHEAD = 16, 256

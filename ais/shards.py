@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ais.errors import DamagedError, RunError
-from ais.storage import Folder
+from ais.storage import Folder, tried
 
 _ROW_GROUP = 4096  # what a reader has to fetch to see a few rows
 _MARK = b"AIS-SEAL"
@@ -105,13 +105,17 @@ def read_ids(shard: Folder, name: str = "image_id") -> tuple[np.ndarray, dict[st
         RunError: the file is not whole; nothing here writes such a file, so it was damaged later.
     """
     try:
-        # Without a cache: it would fetch the columns in between too.
-        with shard.filesystem.open(shard.path, "rb", cache_type="none") as file:
-            table = pq.read_table(file, columns=[name])
+        table = tried(lambda: _columns(shard, [name]))
     except (pa.ArrowInvalid, KeyError) as error:
         raise RunError(f"{shard.address!r} cannot be read: {error}; start the same command with repair=true") from error
     metadata = table.schema.metadata or {}
     return table[name].to_numpy(), {key.decode(): value.decode() for key, value in metadata.items()}
+
+
+def _columns(shard: Folder, names: list[str]) -> pa.Table:
+    # Without a cache: it would fetch the columns in between too.
+    with shard.filesystem.open(shard.path, "rb", cache_type="none") as file:
+        return pq.read_table(file, columns=names)
 
 
 def tar_bytes(members: Iterable[tuple[str, bytes]]) -> bytes:

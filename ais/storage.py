@@ -20,9 +20,10 @@ from typing import Any, TypeVar
 
 import fsspec
 from fsspec import AbstractFileSystem
+from fsspec.asyn import sync
 from fsspec.implementations.local import LocalFileSystem
 
-from ais.errors import StorageError, WeightsError
+from ais.errors import AisError, ChangedError, StorageError, WeightsError
 from ais.secrets import redact, refuse_secrets
 
 # Three layers try again: botocore a request, s3fs a whole answer (a body that ended early), and `tried` what neither
@@ -124,7 +125,7 @@ def is_passing(error: BaseException) -> bool:
     Throttling, timeouts, resets, bodies that end early and errors of the server (5xx) pass; what is missing or
     forbidden (404, 403), a full disk, and whatever is wrong with the request itself do not.
     """
-    if isinstance(error, _LASTING) or not isinstance(error, Exception):
+    if isinstance(error, (*_LASTING, AisError)) or not isinstance(error, Exception):
         return False
     status = getattr(error, "status", None)  # of aiohttp
     if isinstance(status, int) and 400 <= status < 500:
@@ -233,15 +234,45 @@ class Folder:
         self.filesystem.invalidate_cache()
         return bool(tried(lambda: self.filesystem.exists(self.path)))
 
-    def read_bytes(self, limit: int | None = None) -> bytes:
+    def read_bytes(self, limit: int | None = None, *, etag: str | None = None) -> bytes:
         """Read a whole file; with ``limit``, at most ``limit + 1`` bytes, so that the caller can tell.
 
         Passing faults are tried again (`is_passing`); a body shorter than was announced is one.
+
+        Args:
+            limit: in bytes.
+            etag: that the object has to have still; asked with the read itself, of S3 only.
+
+        Raises:
+            ChangedError: the object has another etag.
+            Exception: whatever the filesystem raises.
         """
         if self.local:
             with open(self.path, "rb") as file:
                 return file.read() if limit is None else file.read(limit + 1)
+        if etag is not None and self.on_s3:
+            return tried(lambda: self._read_version(limit, etag))
         return tried(lambda: self._read_remote(limit))
+
+    def _read_version(self, limit: int | None, etag: str) -> bytes:
+        """Read an object of S3 if it still has this etag; s3fs has no way to say so."""
+        bucket, key, _ = self.filesystem.split_path(self.path)
+        condition = {"IfMatch": f'"{etag}"'} | ({} if limit is None else {"Range": f"bytes=0-{limit}"})
+
+        async def read() -> bytes:
+            answer = await self.filesystem._call_s3("get_object", Bucket=bucket, Key=key, **condition)
+            async with answer["Body"] as body:
+                return bytes(await body.read())
+
+        try:
+            return sync(self.filesystem.loop, read)
+        except OSError as error:
+            code = _s3_code(error)
+            if code in ("PreconditionFailed", "412"):
+                raise ChangedError(f"its etag is no longer {etag}") from error
+            if code in ("InvalidRange", "416"):
+                return b""  # an empty object has no range to give
+            raise
 
     def _read_remote(self, limit: int | None) -> bytes:
         if not self.on_s3:
@@ -298,6 +329,7 @@ class Folder:
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(final)
+            _keep_names(final.parent)
         finally:
             partial.unlink(missing_ok=True)
 
@@ -337,6 +369,16 @@ class Folder:
     def remove(self) -> None:
         """Delete this file."""
         tried(lambda: self.filesystem.rm_file(self.path))
+
+
+def _keep_names(folder: Path) -> None:
+    """Bring the names in a folder to the disk: without, a renamed file may have its old name after a power failure."""
+    with suppress(OSError):  # not every filesystem can
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def explain(error: BaseException) -> str:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from ais.errors import DamagedError, RunError
 from ais.runs import Accounting, Run, Tally
 from ais.shards import PNG_BYTES_KEY, PNG_KEY, PNG_SHA256_KEY, PictureTar, read_sealed
-from ais.storage import Folder
+from ais.storage import Folder, tried
 
 _READERS = 4  # each holds one shard of results
 _READ_BYTES = 2**20
@@ -265,6 +265,10 @@ def _read_errors(shard: Folder) -> _Errors:
 
 
 def _read_pictures(shard: Folder) -> PictureTar:
+    return tried(lambda: _stream_pictures(shard))
+
+
+def _stream_pictures(shard: Folder) -> PictureTar:
     with shard.filesystem.open(shard.path, "rb", block_size=_READ_BYTES, cache_type="readahead") as file:
         tar = PictureTar(file)
         tar.read()

@@ -7,13 +7,14 @@ import stat
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow as pa
 
 from ais.config import PngSelection
 from ais.decoding import DecoderPool, Decoding
-from ais.errors import ImageError
+from ais.errors import ChangedError, ImageError
 from ais.images import DecodeReason, Geometry, Limits
 from ais.pipeline.columns import pack
 from ais.pipeline.columns import replace as replace_columns
@@ -21,6 +22,7 @@ from ais.secrets import redact
 from ais.storage import Storage, explain
 
 _ERROR_LENGTH = 500
+CHANGED = "changed since it was listed"
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ def _uniform(image_id: int) -> float:
 class FetchDecode:
     """Callable stage, held by an actor: table with ``image_id, uri, size`` → the same with pixels.
 
+    What else a listing says (``etag, mtime``) is held against what is read, where the table has it.
+
     Args:
         geometry: brings an image to the backbone's input.
         limits: on bytes and pixels.
@@ -99,8 +103,12 @@ class FetchDecode:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Fetch and decode a batch; every row comes back."""
-        ids, uris, sizes = (batch[name].to_pylist() for name in ("image_id", "uri", "size"))
-        rows = list(self._pool.map(self._one, ids, uris, sizes))
+        nothing = [None] * batch.num_rows
+        ids, uris, sizes, etags, mtimes = (
+            batch[name].to_pylist() if name in batch.column_names else nothing
+            for name in ("image_id", "uri", "size", "etag", "mtime")
+        )
+        rows = list(self._pool.map(self._one, ids, uris, sizes, etags, mtimes))
         side = self._geometry.input_size
         pixels = np.zeros((len(rows), side, side, 3), np.uint8)
         boxes = np.zeros((len(rows), 4), np.float32)
@@ -111,7 +119,7 @@ class FetchDecode:
         shapes = [(0, 0) if row.picture is None else row.picture.shape[:2] for row in rows]
         return replace_columns(
             batch,
-            ["size"],
+            ["size", "mtime"],
             width=pa.array([row.width for row in rows], pa.int32()),
             height=pa.array([row.height for row in rows], pa.int32()),
             box=pack(boxes),
@@ -126,11 +134,11 @@ class FetchDecode:
             decode_s=pa.array([row.decode_s for row in rows], pa.float32()),
         )
 
-    def _one(self, image_id: int, uri: str, size: int | None) -> Fetched:
+    def _one(self, image_id: int, uri: str, size: int | None, etag: str | None, mtime: float | None) -> Fetched:
         started = time.perf_counter()
         fetched = started
         try:
-            data = read_image(uri, size, self._limits, self._storage)
+            data = read_image(uri, size, self._limits, self._storage, etag=etag, mtime=mtime)
             fetched = time.perf_counter()
             picture = self._pictures is not None and self._pictures.wanted(image_id)
             found = self._decoders.decode(data, picture)
@@ -142,10 +150,27 @@ class FetchDecode:
         return replace(result, fetch_s=fetched - started, decode_s=time.perf_counter() - fetched)
 
 
-def read_image(uri: str, size: int | None, limits: Limits, storage: Storage) -> bytes:
+def read_image(
+    uri: str,
+    size: int | None,
+    limits: Limits,
+    storage: Storage,
+    *,
+    etag: str | None = None,
+    mtime: float | None = None,
+) -> bytes:
     """Read the bytes of one image, at most one more than the limit.
 
     Passing faults (throttling, resets, timeouts, bodies that end early) are tried again; what will not change is not.
+    An image that is no longer the one that was listed is refused: a row says which version it is of.
+
+    Args:
+        uri: address.
+        size: in bytes, as listed.
+        limits: on the size.
+        storage: how to reach it.
+        etag: as listed; held against objects of S3.
+        mtime: as listed; held against local files.
 
     Raises:
         ImageError: with stage ``"fetch"`` and a reason, or ``"decode"`` where it is larger than the limit.
@@ -154,14 +179,28 @@ def read_image(uri: str, size: int | None, limits: Limits, storage: Storage) -> 
         raise ImageError("decode", DecodeReason.TOO_MANY_BYTES, f"{size:,} bytes, the limit is {limits.max_bytes:,}")
     try:
         place = storage.open(uri)
-        if place.local and not stat.S_ISREG(os.stat(place.path).st_mode):
-            raise ImageError("fetch", "not a file", "a folder or a special file")
-        return place.read_bytes(limits.max_bytes)
+        if place.local:
+            _check_local(os.stat(place.path), mtime)
+        data = place.read_bytes(limits.max_bytes, etag=etag)
     except FileNotFoundError as error:
         raise ImageError("fetch", "not found", redact(str(error))) from error
     except PermissionError as error:
         raise ImageError("fetch", "permission denied", redact(str(error))) from error
+    except ChangedError as error:
+        raise ImageError("fetch", CHANGED, str(error)) from error
     except ImageError:
         raise
     except Exception as error:  # every filesystem raises its own kinds
         raise ImageError("fetch", "unreadable", explain(error)) from error
+    if size is not None and len(data) != size:
+        raise ImageError("fetch", CHANGED, f"it had {size:,} bytes, and has {len(data):,}")
+    return data
+
+
+def _check_local(found: os.stat_result, mtime: float | None) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise ImageError("fetch", "not a file", "a folder or a special file")
+    # Lists may give whole seconds.
+    if mtime is not None and abs(found.st_mtime - mtime) >= (1 if mtime.is_integer() else 1e-3):
+        then, now = (datetime.fromtimestamp(when, UTC).isoformat(" ") for when in (mtime, found.st_mtime))
+        raise ImageError("fetch", CHANGED, f"it was last changed at {then}, and is at {now}")

@@ -190,7 +190,7 @@ def render_selected(run: Run, plan: HeatmapPlan) -> int:
     if chosen is None:
         return 0
     heatmaps = np.concatenate([chunk.to_numpy_ndarray() for chunk in chosen["heatmap"].chunks])
-    table = replace(chosen.select(["image_id", "uri", "score"]), [], heatmap=pack(heatmaps))
+    table = replace(chosen.select(["image_id", "uri", "etag", "score"]), [], heatmap=pack(heatmaps))
     table = replace(table, [], size=pa.nulls(table.num_rows, pa.int64()))
     quiet_ray_data()
     pools = cluster_pools(plan.compute, chosen.num_rows)
@@ -212,7 +212,9 @@ def _extreme(run: Run, count: int, *, largest: bool) -> pa.Table | None:
     ]
     best: pa.Table | None = None
     for shard in run.results.files("*.parquet"):
-        table = pq.read_table(pa.BufferReader(shard.read_bytes()), columns=["image_id", "uri", "score", "heatmap"])
+        table = pq.read_table(
+            pa.BufferReader(shard.read_bytes()), columns=["image_id", "uri", "etag", "score", "heatmap"]
+        )
         table = table if best is None else pa.concat_tables([best, table])
         # Arrow cannot take rows of tensor columns everywhere; indices and slices of the sorted order work.
         best = table.take(pc.sort_indices(table.drop_columns("heatmap"), sort_keys=order)[:count])

@@ -15,7 +15,7 @@ from ray.data.context import DataContext
 
 from ais.storage import Folder
 
-_COLUMNS = ["image_id", "uri", "size", "etag"]
+_COLUMNS = ["image_id", "uri", "size", "etag", "mtime"]
 _MOST_UNITS = 20_000
 _ROW_BYTES = 200
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from tests.s3.server import S3Server
-from tests.zoo import write_zoo
+from tests.zoo import DEADLY, deadly, write_zoo
 
 BAD_SHARE = 0.06
 NOT_FOUND, CHANGED = "fetch: not found", "fetch: changed since it was listed"
@@ -29,7 +29,7 @@ class Item:
     """One image of the collection.
 
     Args:
-        name: its key below the collection.
+        name: its key below the collection, or a whole address.
         expect: ``""`` of a good one, otherwise stage and reason of its row in errors.
         data: ``None`` where nothing is there.
         listed: what was there when it was listed, if that was something else.
@@ -50,14 +50,17 @@ def collect(count: int, seed: int) -> list[Item]:
             for case in write_zoo(Path(folder))
             if case.expect != "ok"
         ]
-    kinds += [(".png", NOT_FOUND, None, None)]
+    kinds += [(".ppm", f"decode: {reason.value}", deadly(way), None) for way, reason in DEADLY.items()]
+    kinds += [(".png", NOT_FOUND, None, None), (".png", CHANGED, _picture(0, 0)[1], _picture(0, 1)[1])]
+    kinds += [("/", "fetch: not a file", None, None), ("bogus://", "fetch: unreadable", None, None)]
     places = rng.sample(range(count), max(len(kinds), round(count * BAD_SHARE)))
     bad = dict(zip(places, itertools.cycle(kinds), strict=False))
     items = []
     for number in range(count):
         if number in bad:
             suffix, expect, data, listed = bad[number]
-            items.append(Item(f"{number % 7}/{number:06d}{suffix}", expect, data, listed))
+            name = {"/": "/tmp", "bogus://": f"bogus://{number}"}.get(suffix)
+            items.append(Item(name or f"{number % 7}/{number:06d}{suffix}", expect, data, listed))
         else:
             suffix, data = _picture(seed, number)
             items.append(Item(f"{number % 7}/{number:06d}.{suffix}", "", data))

@@ -1,11 +1,13 @@
 """A run over S3 while machines die and requests fail, beside an undisturbed local one of the same images.
 
-Real parts: the command line, Ray on several nodes of one machine, HTTP, signal 9. What is faked is AWS, by moto.
+Real parts: the command line, Ray on several nodes of one machine, HTTP, signal 9. What is faked: AWS, by moto, and bugs
+in decoders, by `tests/hostile`.
 """
 
 from __future__ import annotations
 
 import io
+import os
 import random
 import shutil
 import tarfile
@@ -24,12 +26,14 @@ import pyarrow.parquet as pq
 
 from cluster.local import _HEAD_ID, LocalCluster, NodeType, processes_of
 from tests.chaos.collection import Item, collect, put, put_locally
-from tests.kills import FETCHING, SCORING, Job, Process, actors
+from tests.kills import FETCHING, ROOT, SCORING, Job, Process, actors
 from tests.s3.proxy import Faults, FaultyProxy
 from tests.s3.server import S3Server
+from tests.zoo import HOSTILE_PATH
 
 DRIVER, SCORER, FETCHER, NODE = "driver", "scoring actor", "fetching actor", "node"
 _PATIENCE_S = 900.0
+_DECODE_S = 2.0
 _NODE_ID = b"RAY_OVERRIDE_NODE_ID_FOR_TESTING="
 # Measured: equal to the last bit. Batches of a continued run hold other images, so other kernels may round otherwise;
 # the heads multiply that by 200.
@@ -153,10 +157,11 @@ def run_chaos(plan: Plan, head: Path) -> Outcome:
         for file in head.iterdir():
             s3.put(f"{bucket}/head/{file.name}", file.read_bytes())
         common = [f"shard_rows={plan.shard_rows}", "compute.batch_size=8", "png.max_side=32", "run_id=run"]
-        environment = {**s3.environment(), **cluster.variables}
+        environment = {**_environment(s3), **cluster.variables}
         command = [
             *("jobs/heatmaps.py", f"images={listing}", f"head={bucket}/head", f"output={bucket}/out", *common),
             *(f"storage.endpoint_url={proxy.endpoint_url}", "max_error_share=0.2", f"limits.max_bytes={2**20}"),
+            f"limits.seconds={_DECODE_S}",
         ]
         outcome = Outcome(plan.images, plan.kills)
         undisturbed = ["jobs/heatmaps.py", f"images={put_locally(items, folder / 'images')}", f"head={head}", *common]
@@ -187,10 +192,15 @@ def _parts(plan: Plan) -> Iterator[tuple[Path, S3Server, FaultyProxy, LocalClust
             s3 = stack.enter_context(S3Server())
             proxy = stack.enter_context(FaultyProxy(s3.endpoint_url, Faults.each(plan.fault_rate), plan.seed))
             nodes = (NodeType("cpu", 1, 0, 2),)
-            local = LocalCluster(folder / "c", nodes, idle_s=600, dashboard=False, environment=s3.environment())
+            local = LocalCluster(folder / "c", nodes, idle_s=600, dashboard=False, environment=_environment(s3))
             yield folder, s3, proxy, stack.enter_context(local)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _environment(s3: S3Server) -> dict[str, str]:
+    """Leads to the S3 server, and makes deadly images do as they say."""
+    return {**s3.environment(), "PYTHONPATH": os.pathsep.join((str(ROOT), HOSTILE_PATH))}
 
 
 def _live_through(

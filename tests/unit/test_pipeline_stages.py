@@ -189,6 +189,20 @@ class TestFetchDecode:
         # A listing may not say the size: then one byte more than the limit is read, enough to refuse it.
         assert len(read_image(str(path), None, Limits(max_bytes=100), STORAGE)) == 101
 
+    def test_a_file_that_changed_since_it_was_listed_is_not_read(self, tmp_path: Path) -> None:
+        path = noise(tmp_path / "a.png", 64, 64, 0)
+        size, mtime = path.stat().st_size, path.stat().st_mtime
+        assert read_image(str(path), size, Limits(), STORAGE, mtime=mtime) == path.read_bytes()
+        assert read_image(str(path), size, Limits(), STORAGE, mtime=float(int(mtime)))  # lists may give whole seconds
+        with pytest.raises(ImageError, match=r"changed since it was listed: it was last changed at .*, and is at "):
+            read_image(str(path), size, Limits(), STORAGE, mtime=mtime - 0.25)
+        with pytest.raises(ImageError, match=f"changed since.*: it had {size + 1:,} bytes, and has {size:,}"):
+            read_image(str(path), size + 1, Limits(), STORAGE)
+        table = manifest_of(path, path).append_column("mtime", pa.array([mtime, mtime - 9]))
+        fetched = fetch_stage()(table)
+        assert [reason for _, reason in outcomes(fetched)] == ["", "changed since it was listed"]
+        assert "mtime" not in fetched.column_names
+
     def test_pictures_come_along_for_those_wanted(self, tmp_path: Path) -> None:
         paths = [noise(tmp_path / f"{n}.png", 100, 50, n) for n in range(8)]
         pictures = Pictures(PngSelection("sample", share=0.5), max_side=20)
