@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.memory 1000
 
-The real command line with a private Ray of two CPUs, on a list that names the same few files again and again. Driver and
-workers are watched all the time; of memory that processes share (Ray's object store, libraries) each is charged its part
+The real command line with a private Ray of two CPUs, on a list that names the same few files again and again. All are
+watched all the time; of memory that processes share (the object store, libraries) each is charged its part
 (PSS, Linux), so that the sum is what the machine gives.
 """
 
