@@ -112,8 +112,7 @@ class Lease:
             raise
         except Exception as error:  # each filesystem raises its own kinds
             raise StorageError(
-                f"{place.address!r} cannot be renewed: {explain(error)}; "
-                "check the address and the access to it"
+                f"{place.address!r} cannot be renewed: {explain(error)}; check the address and the access to it"
             ) from error
 
     def _start(self) -> None:
@@ -230,8 +229,7 @@ def _create(place: Folder, name: str, holder: dict[str, Any]) -> bool:
                 raise
     except Exception as error:  # each filesystem raises its own kinds
         raise StorageError(
-            f"{file.address!r} cannot be written: {explain(error)}; "
-            "check the address and the access to it"
+            f"{file.address!r} cannot be written: {explain(error)}; check the address and the access to it"
         ) from error
     # A request that was sent again after its answer got lost finds its own file there.
     record = _read(place, _generation(file))
@@ -264,8 +262,7 @@ def _highest(place: Folder) -> int:
         return max((_generation(file) for file in place.files("*.json")), default=0)
     except Exception as error:  # each filesystem raises its own kinds
         raise StorageError(
-            f"the lock {place.address!r} cannot be read: {explain(error)}; "
-            "check the address and the access to it"
+            f"the lock {place.address!r} cannot be read: {explain(error)}; check the address and the access to it"
         ) from error
 
 
