@@ -439,7 +439,7 @@ def fetch(address: str, sha256: str | None, storage: Storage, cache: Path | None
             partial = path.with_name(path.name + ".partial")
             try:
                 source = storage.open(address)
-                tried(lambda: _download(source, partial))
+                tried(lambda: download(source, partial))
                 digest = sha256_of(partial)
                 _check_digest(address, digest, sha256)
                 # The digest first: a file without one is fetched again.
@@ -458,7 +458,8 @@ def fetch(address: str, sha256: str | None, storage: Storage, cache: Path | None
     return path, digest
 
 
-def _download(source: Folder, target: Path) -> None:
+def download(source: Folder, target: Path) -> None:
+    """Fetch a whole file to this machine, and count its bytes; one try."""
     source.filesystem.get_file(source.path, str(target))
     if "http" in source.filesystem.protocol:
         return  # the client counts against the header by itself; what is compressed on the way has another size

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ais.errors import RunError, StorageError
-from ais.storage import Folder
+from ais.storage import Folder, download, explain, tried
 
 _READ_ROWS = 65_536
 _ROW_GROUP = 131_072
@@ -81,12 +81,12 @@ def local_copy(place: Folder, scratch: Path) -> Path:
         return Path(place.path)
     path = scratch / uuid.uuid4().hex
     try:
-        place.filesystem.get_file(place.path, str(path))
+        tried(lambda: download(place, path))
     except FileNotFoundError as error:
         raise _missing(place) from error
     except Exception as error:  # each filesystem raises its own kinds
         raise StorageError(
-            f"{place.address!r} cannot be read: {type(error).__name__}: {error}; check the address and the access to it"
+            f"{place.address!r} cannot be read: {explain(error)}; check the address and the access to it"
         ) from error
     return path
 
@@ -105,7 +105,7 @@ def copy(source: Folder, target: Folder) -> None:
     """
     try:
         if not source.local:
-            source.filesystem.cp_file(source.path, target.path)
+            tried(lambda: source.filesystem.cp_file(source.path, target.path))
             return
         partial = Path(target.path).with_name(f".{posixpath.basename(target.path)}.{uuid.uuid4().hex}.partial")
         try:
@@ -118,8 +118,7 @@ def copy(source: Folder, target: Folder) -> None:
             partial.unlink(missing_ok=True)
     except Exception as error:  # each filesystem raises its own kinds
         raise StorageError(
-            f"{target.address!r} cannot be written: {type(error).__name__}: {error}; "
-            "check the address and the access to it"
+            f"{target.address!r} cannot be written: {explain(error)}; check the address and the access to it"
         ) from error
 
 
@@ -131,7 +130,7 @@ def upload(path: Path, place: Folder) -> None:
     """
     try:
         if not place.local:
-            place.filesystem.put_file(str(path), place.path)
+            tried(lambda: place.filesystem.put_file(str(path), place.path))
             return
         final = Path(place.path)
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -145,8 +144,7 @@ def upload(path: Path, place: Folder) -> None:
             partial.unlink(missing_ok=True)
     except Exception as error:  # each filesystem raises its own kinds
         raise StorageError(
-            f"{place.address!r} cannot be written: {type(error).__name__}: {error}; "
-            "check the address and the access to it"
+            f"{place.address!r} cannot be written: {explain(error)}; check the address and the access to it"
         ) from error
 
 

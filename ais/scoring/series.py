@@ -39,7 +39,7 @@ from ais.errors import RunError
 from ais.lease import Fence
 from ais.runs import Run
 from ais.scoring.files import copy, read_json
-from ais.storage import Folder
+from ais.storage import Folder, tried
 
 _UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 
@@ -224,7 +224,7 @@ def _folders(place: Folder) -> list[str]:
     """Names of the folders directly inside, sorted; none if it does not exist."""
     place.filesystem.invalidate_cache()
     try:
-        entries = place.filesystem.ls(place.path, detail=True)
+        entries = tried(lambda: place.filesystem.ls(place.path, detail=True))
     except FileNotFoundError:
         return []
     return sorted(
@@ -236,13 +236,13 @@ def _remove_run(run: Run) -> None:
     filesystem = run.folder.filesystem
     filesystem.invalidate_cache()
     summary = (run.folder / "summary.json").path
-    for path in sorted(filesystem.find(run.folder.path)):
+    for path in sorted(tried(lambda: filesystem.find(run.folder.path))):
         if path != summary:
-            filesystem.rm_file(path)
+            Folder(filesystem, path).remove()
     if run.folder.local:
         for folder, _, _ in os.walk(run.folder.path, topdown=False):
             if folder != run.folder.path:
                 Path(folder).rmdir()
-    filesystem.rm_file(summary)
+    Folder(filesystem, summary).remove()
     if run.folder.local:
         Path(run.folder.path).rmdir()
