@@ -88,7 +88,7 @@ class Overview:
         high: highest score.
         quantiles: at 5, 25, 50, 75 and 95%.
         decimals: digits after the point that tell scores of this run apart.
-        distribution: how many images have which score.
+        distribution: how many images have which score; ``None`` where all have the same.
         mean_spread: mean standard deviation over heads; ``None`` where there is one head.
     """
 
@@ -98,7 +98,7 @@ class Overview:
     high: float
     quantiles: tuple[float, float, float, float, float]
     decimals: int
-    distribution: Figure
+    distribution: Figure | None
     mean_spread: float | None
 
     def score(self, value: float) -> str:
@@ -113,22 +113,6 @@ def overview_of(scores: Scores) -> Overview | None:
     shares = (0, 0.001, 0.05, 0.25, 0.5, 0.75, 0.95, 0.999, 1)
     low, rare_low, *middle, rare_high, high = (float(value) for value in scores.quantiles(shares))
     decimals = decimals_for(middle[4] - middle[0] or high - low)
-    # A few scores far out would squeeze all others into one bar.
-    squeezed = high - low > 5 * (rare_high - rare_low) > 0
-    edges = charts.bins(*((rare_low, rare_high) if squeezed else (low, high)))
-    counts = scores.histogram(edges)
-    beyond = scores.count - int(counts.sum())
-    median = fixed(middle[2], decimals)
-    marks = [(middle[0], "5%"), (middle[2], "median"), (middle[4], "95%")] if scores.count > 2 and high > low else []
-    chart = charts.histogram(
-        edges, counts, f"Distribution of {counted(scores.count, 'score')}, median {median}", "score", marks
-    )
-    reading = (
-        "Each bar counts the images whose score lies there; half of all images are left of the median, nine in ten "
-        "between the outer lines."
-    )
-    if beyond:
-        reading += f" {counted(beyond, 'image')} beyond the ends, from {short(low)} to {short(high)}, are not drawn."
     return Overview(
         scores.count,
         scores.undefined,
@@ -136,9 +120,30 @@ def overview_of(scores: Scores) -> Overview | None:
         high,
         (middle[0], middle[1], middle[2], middle[3], middle[4]),
         decimals,
-        Figure("How the scores are spread", chart, reading, wide=True),
+        _distribution(scores, (low, high), (rare_low, rare_high), middle, decimals) if high > low else None,
         scores.mean_spread,
     )
+
+
+def _distribution(
+    scores: Scores, ends: tuple[float, float], usual: tuple[float, float], middle: Sequence[float], decimals: int
+) -> Figure:
+    # A few scores far out would squeeze all others into one bar.
+    squeezed = ends[1] - ends[0] > 5 * (usual[1] - usual[0]) > 0
+    edges = charts.bins(*(usual if squeezed else ends))
+    counts = scores.histogram(edges)
+    beyond = scores.count - int(counts.sum())
+    marks = [(middle[0], "5%"), (middle[2], "median"), (middle[4], "95%")]
+    title = f"Distribution of {counted(scores.count, 'score')}, median {fixed(middle[2], decimals)}"
+    reading = (
+        "Each bar counts the images whose score lies there; half of all images are left of the median, nine in ten "
+        "between the outer lines."
+    )
+    if beyond:
+        ends_text = f"from {short(ends[0])} to {short(ends[1])}"
+        reading += f" {counted(beyond, 'image')} beyond the ends, {ends_text}, are not drawn."
+    chart = charts.histogram(edges, counts, title, "score", marks)
+    return Figure("How the scores are spread", chart, reading, wide=True)
 
 
 def head_figures(head: Head) -> list[Figure]:
@@ -404,7 +409,8 @@ def cautions(
         outside: share of the scores beyond the ratings of the test images.
     """
     found = [*_model_cautions(sources), *_run_cautions(sources, overview, failed, outside)]
-    found += _heatmap_cautions(sources, looked_at)
+    if overview:
+        found += _heatmap_cautions(sources, looked_at)
     if overview and overview.mean_spread is None:
         found.append(
             Caution(
@@ -494,7 +500,7 @@ def _run_cautions(sources: Sources, overview: Overview | None, failed: int, outs
             Caution(
                 "stop" if share > 0.2 else "care",
                 f"{percent(share)} of the images could not be used",
-                f"{counted(failed, 'image')} of {whole(listed)} have no score. If they have something in common, the "
+                f"No score for {whole(failed)} of {counted(listed, 'image')}. If they have something in common, the "
                 "distribution of the scores leaves it out.",
             )
         )

@@ -133,6 +133,8 @@ def test_the_slider_and_the_keys_set_the_strength_of_the_overlay(opened: Page) -
     expect(opened.locator("#strength-text")).to_have_text("25%")
     expect(heat).to_have_css("opacity", "0.25")
     opened.locator("h1").click()
+    opened.keyboard.press("+")  # nothing: no image has the focus
+    opened.keyboard.press("ArrowRight")
     opened.keyboard.press("+")
     expect(heat).to_have_css("opacity", "0.35")
     for _ in range(12):
@@ -142,6 +144,7 @@ def test_the_slider_and_the_keys_set_the_strength_of_the_overlay(opened: Page) -
 
 
 def test_filter_order_and_clear(opened: Page) -> None:
+    assert opened.evaluate("scrollY") == 0
     every = shown(opened)
     scores = [score_of(opened, image_id) for image_id in every]
     assert scores == sorted(scores, reverse=True)
@@ -172,7 +175,7 @@ def test_filter_order_and_clear(opened: Page) -> None:
 def test_browsing_with_the_keyboard_and_the_viewer(opened: Page) -> None:
     ids = shown(opened)
     focused = "document.activeElement.id"
-    for key, place in (("j", 0), ("j", 1), ("ArrowRight", 2), ("k", 1)):
+    for key, place in (("ArrowRight", 0), ("j", 1), ("ArrowRight", 2), ("k", 1)):
         opened.keyboard.press(key)
         assert opened.evaluate(focused) == f"image-{ids[place]}"
     opened.keyboard.press("Enter")
@@ -191,6 +194,10 @@ def test_browsing_with_the_keyboard_and_the_viewer(opened: Page) -> None:
     assert opened.evaluate(focused) == f"image-{ids[1]}"
     opened.locator(f"#image-{ids[3]} .triptych").click()
     expect(viewer).to_be_visible()
+    viewer.locator("#viewer-close").click()
+    opened.locator(f"#image-{ids[4]} .enlarge").focus()
+    opened.keyboard.press("Enter")
+    expect(viewer.locator("#viewer-body .name")).to_have_text(opened.locator(f"#name-{ids[4]}").inner_text())
     viewer.locator("#viewer-close").click()
     expect(viewer).not_to_be_visible()
     # Typing a name does not browse.

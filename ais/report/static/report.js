@@ -89,6 +89,7 @@ function start() {
       .map((part) => part.textContent.trim()).join(" · ");
     const details = copy("footer");
     for (const named of details.querySelectorAll("[id]")) named.removeAttribute("id");
+    details.querySelector(".enlarge").remove();
     element("viewer-body").replaceChildren(copy(".triptych"), details);
     for (const image of viewer.querySelectorAll("img")) image.loading = "eager";
     element("viewer-previous").disabled = current === 0;
@@ -116,9 +117,9 @@ function start() {
     element(id).addEventListener("input", (event) => setStrength(Number(event.target.value)));
   }
   element("gallery").addEventListener("click", (event) => {
-    const picture = event.target.closest(".triptych");
-    if (!picture) return;
-    const card = picture.closest(".card");
+    const control = event.target.closest(".triptych, .enlarge");
+    if (!control) return;
+    const card = control.closest(".card");
     open(shown.findIndex((fact) => cards.get(fact.id) === card));
   });
   element("gallery").addEventListener("focusin", (event) => {
@@ -133,14 +134,16 @@ function start() {
 
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select, textarea")) return;
-    const steps = { j: 1, k: -1, ArrowRight: 1, ArrowLeft: -1 };
+    // Letters and signs only where an image has the focus: elsewhere they may be spoken, or somebody's own shortcuts.
+    const letters = event.target.closest(".card, dialog");
+    const steps = letters ? { j: 1, k: -1, ArrowRight: 1, ArrowLeft: -1 } : { ArrowRight: 1, ArrowLeft: -1 };
     if (event.key in steps) {
       const next = gallery.step(current, steps[event.key], shown.length);
       if (viewer.open) open(next);
       else go(next);
     } else if (event.key === "Enter" && !viewer.open && event.target.classList.contains("card")) {
       open(current);
-    } else if (event.key === "+" || event.key === "=" || event.key === "-") {
+    } else if (letters && (event.key === "+" || event.key === "=" || event.key === "-")) {
       setStrength(Number(element("strength").value) + (event.key === "-" ? -10 : 10));
     } else {
       return;
@@ -148,10 +151,15 @@ function start() {
     event.preventDefault();
   });
 
+  window.addEventListener("beforeprint", () => {
+    for (const image of document.images) image.loading = "eager";
+  });
+  for (const button of document.querySelectorAll(".enlarge")) button.hidden = false;
   element("tools").hidden = false;
   document.documentElement.classList.add("scripted");
   apply();
-  const target = cards.get(Number(location.hash.replace("#image-", "")));
+  const asked = /^#image-(\d+)$/.exec(location.hash);
+  const target = asked && cards.get(Number(asked[1]));
   if (target) target.scrollIntoView({ block: "center" });
 }
 
