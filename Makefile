@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 SETUP := $(VENV)/.set-up
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup demo test check format bench gpu-test browser-test clean
+.PHONY: help setup demo validate-demo test check format bench gpu-test browser-test clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 setup: $(SETUP) ## make .venv with the tested versions (about 6 GB; torch is most of it)
 
@@ -21,6 +21,9 @@ $(SETUP): pyproject.toml constraints.txt
 
 demo: $(SETUP) ## planted images → head → scores and heatmaps, through the real jobs (at most 5 minutes)
 	$(BIN)/python jobs/demo.py --config configs/demo.yaml
+
+validate-demo: $(SETUP) ## are heatmaps true? planted images, three backbones, true and shuffled ratings (at most 10 minutes)
+	$(BIN)/python jobs/validate_demo.py --config configs/validate-demo.yaml
 
 test: $(SETUP) ## all tests that need no GPU and no network (at most 15 minutes on 2 cores)
 	$(PYTEST)

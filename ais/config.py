@@ -363,10 +363,7 @@ class PngConfig(_Section):
         return PngSelection.parse(self.select)
 
 
-class RatingsConfig(_Section):
-    """The rated images."""
-
-    path: Address = Field(description="Address of the table of ratings, CSV or Parquet.", examples=["ratings.csv"])
+class _RatingsColumns(_Section):
     image_column: Text = Field(default="image", description="Column of image addresses, absolute or relative to root.")
     score_column: Text = Field(default="score", description="Column of ratings.")
     split_column: Text = Field(
@@ -393,6 +390,23 @@ class RatingsConfig(_Section):
             same = [other for other, value in columns.items() if value == column]
             if same[0] != key:
                 yield _Conflict((key, same[0]), f"{_show(column)} is ratings.{same[0]} already")
+
+
+class RatingsConfig(_RatingsColumns):
+    """The rated images."""
+
+    path: Address = Field(description="Address of the table of ratings, CSV or Parquet.", examples=["ratings.csv"])
+
+
+class ValidatedRatingsConfig(_RatingsColumns):
+    """The rated images, for objective=ratings."""
+
+    path: Address | None = Field(default=None, description="Address of the table of ratings, CSV or Parquet.")
+
+    def table(self) -> RatingsConfig:
+        """The same, with a table."""
+        assert self.path is not None
+        return RatingsConfig(**self.model_dump())
 
 
 class HeadConfig(_Section):
@@ -734,8 +748,25 @@ class ImportanceConfig(_Section):
 class ValidateConfig(_Section):
     """Whether the heatmaps of a head are true."""
 
-    ratings: RatingsConfig
-    head: Address = Field(description="Address of the head bundle.", examples=["heads/first"])
+    EXAMPLE = ("ratings.path=ratings.csv", "head=heads/first")
+    objective: Literal["ratings", "similarity"] = Field(
+        default="ratings",
+        description="ratings: a head and its heatmaps, on rated images; similarity: the maps of a backbone, on images"
+        " that people compared.",
+    )
+    ratings: ValidatedRatingsConfig = ValidatedRatingsConfig()
+    head: Address | None = Field(
+        default=None, description="Address of the head bundle. For similarity it only says which backbone."
+    )
+    matrix: Address | None = Field(
+        default=None,
+        description="For similarity: square matrix, larger is more alike; .npy, .npz or .csv, as for"
+        " jobs/importance.py.",
+    )
+    images: Address | None = Field(
+        default=None,
+        description="For similarity: a list in the order of the matrix, unless the matrix names its images.",
+    )
     output: Address = Field(description="Folder for figures, pictures and the verdict.", examples=["validation/first"])
     held_out: bool = Field(
         default=True,
@@ -749,6 +780,12 @@ class ValidateConfig(_Section):
     weighting: Literal["positive", "signed"] = Field(
         default="positive", description="Weights of the feature maps: max(AIS, 0), or AIS with its sign."
     )
+    protocol: bool = Field(default=True, description="Run the paper's protocol; false leaves it out.")
+    protocol_counts: Count | None = Field(
+        default=None,
+        description="Numbers of maps at which its curves are measured, evenly spaced; null: 256 for ratings, all for"
+        " similarity, and 16 where what follows the layer mixes the maps and has to be run for each of them.",
+    )
     folds: Annotated[int, Field(ge=2)] = Field(default=5, description="Folds of the protocol.")
     seeds: Count = Field(default=8, description="Times that the images are dealt into folds.")
     protocol_images: Annotated[int, Field(ge=6)] = Field(
@@ -759,7 +796,11 @@ class ValidateConfig(_Section):
     )
     steps: Annotated[int, Field(ge=2)] = Field(
         default=16,
-        description="Steps of a deletion or insertion curve; each image costs about 20 forward passes a step.",
+        description="Steps of a deletion or insertion curve; each image costs about 10 forward passes a step and fill.",
+    )
+    fill: Literal["both", "blurred", "mean"] = Field(
+        default="both",
+        description="What deleted parts show: the image blurred, its mean colour, or each in turn.",
     )
     seed: Seed = Field(default=0, description="Seed of everything that is drawn by chance.")
     backbone: BackboneOverrides = BackboneOverrides()
@@ -768,6 +809,28 @@ class ValidateConfig(_Section):
     storage: StorageConfig = StorageConfig()
     compute: ComputeConfig = ComputeConfig()
     max_error_share: Share = Field(default=0.05, description=_MAX_ERROR_SHARE)
+
+    def _conflicts(self) -> Iterator[_Conflict]:
+        similarity = self.objective == "similarity"
+        if similarity and self.matrix is None:
+            yield _Conflict(("matrix", "objective"), "required with objective=similarity")
+        if similarity and self.head is None and self.backbone.name is None:
+            yield _Conflict(
+                ("backbone.name", "objective"), "required with objective=similarity, unless a head is given"
+            )
+        if similarity and not self.protocol:
+            yield _Conflict(("protocol", "objective"), "false leaves nothing to do with objective=similarity")
+        for key, value in (("ratings.path", self.ratings.path), ("head", self.head)):
+            if not similarity and value is None:
+                yield _Conflict((key, "objective"), "required with objective=ratings")
+        useless = (
+            (("ratings.path", self.ratings.path), ("masks", self.masks))
+            if similarity
+            else (("matrix", self.matrix), ("images", self.images))
+        )
+        for key, value in useless:
+            if value is not None:
+                yield _Conflict((key, "objective"), f"{_show(value)} has no use with objective={self.objective}")
 
 
 class GalleryConfig(_Section):
@@ -818,6 +881,29 @@ class DemoConfig(_Section):
     head: HeadConfig = HeadConfig()
     fit: FitConfig = FitConfig()
     png: PngConfig = PngConfig()
+    storage: StorageConfig = StorageConfig()
+    compute: ComputeConfig = ComputeConfig()
+
+
+class ValidateDemoConfig(_Section):
+    """The demo of the validation: planted images, several backbones, heads fitted to true and to shuffled ratings."""
+
+    EXAMPLE = ("output=demo/validation",)
+    output: Address = Field(default="demo/validation", description="Folder for everything that the demo writes.")
+    planted: PlantedConfig = PlantedConfig(count=240)
+    backbones: Texts = Field(
+        default=("barlow_twins", "efficientnet_b3", "densenet161"),
+        min_length=2,
+        description="Names in the registry; their weights are random, so that nothing is downloaded.",
+    )
+    backbone_seed: Seed = Field(default=0, description="Seed of their weights.")
+    head: HeadConfig = HeadConfig()
+    fit: FitConfig = FitConfig(variants=3, weight_decay=1.0)
+    weighting: Literal["positive", "signed"] = Field(default="signed", description="Weights of the feature maps.")
+    images_limit: Annotated[int, Field(ge=2)] = Field(
+        default=12, description="Images whose heatmaps are tested by deletion and insertion."
+    )
+    steps: Annotated[int, Field(ge=2)] = Field(default=5, description="Steps of a deletion or insertion curve.")
     storage: StorageConfig = StorageConfig()
     compute: ComputeConfig = ComputeConfig()
 

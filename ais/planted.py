@@ -11,7 +11,7 @@ centre crop that a classification model sees (224/256 of the shorter side): noth
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -146,6 +146,57 @@ def load_mask(directory: str | Path, name: str) -> NDArray[np.bool_]:
     """
     with Image.open(Path(directory) / "masks" / name) as mask:
         return np.asarray(mask) > 0
+
+
+@dataclass(frozen=True)
+class PlantedJudgments:
+    """What a validation of a planted set works with; addresses of files beside ``ratings.csv``.
+
+    Args:
+        true: ratings with a ``split`` column.
+        shuffled: the same, with the ratings of ``train`` and ``validation`` dealt out anew among their images.
+        test: list of the test images, with a ``uri`` column.
+        similarity: ``.npz`` of how alike the test images are by the area of their discs.
+    """
+
+    true: Path
+    shuffled: Path
+    test: Path
+    similarity: Path
+
+
+def write_judgments(planted: PlantedSet, test_share: float = 0.35, validation_share: float = 0.15) -> PlantedJudgments:
+    """Write the ratings, true and shuffled, and the similarity judgments of a planted set.
+
+    Shuffled ratings have the same distribution and say nothing about their images. The test images keep theirs, so that
+    a head fitted to shuffled ratings is measured against the truth.
+    """
+    names = [f"images/{image.name}" for image in planted.images]
+    scores = np.array([image.score for image in planted.images])
+    rng = np.random.default_rng([planted.spec.seed, 4])
+    order = rng.permutation(len(names))
+    splits = np.full(len(names), "train", dtype=object)
+    splits[order[: round(test_share * len(names))]] = "test"
+    splits[order[len(names) - round(validation_share * len(names)) :]] = "validation"
+    seen, test = np.flatnonzero(splits != "test"), np.flatnonzero(splits == "test")
+    shuffled = scores.copy()
+    shuffled[seen] = scores[rng.permutation(seen)]
+    files = PlantedJudgments(
+        *(planted.directory / name for name in ("true.csv", "shuffled.csv", "test.csv", "similarity.npz"))
+    )
+    for path, values in ((files.true, scores), (files.shuffled, shuffled)):
+        _write_csv(path, ["image", "score", "split"], zip(names, values.tolist(), splits, strict=True))
+    _write_csv(files.test, ["uri"], ([names[index]] for index in test))
+    areas = np.array([image.disc_area_px for image in planted.images])[test] / planted.spec.size**2
+    np.savez(files.similarity, similarity=-np.abs(areas[:, None] - areas), images=np.array([names[i] for i in test]))
+    return files
+
+
+def _write_csv(path: Path, header: list[str], rows: Iterable[Iterable[object]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
 
 
 def _plan(spec: PlantedSpec, index: int) -> PlantedImage:

@@ -1,12 +1,15 @@
 """Are the heatmaps of a head true? Measured on rated images that the head was not trained on.
 
 Runs the paper's protocol (do the maps with the highest AIS carry the evidence on other images?), deletion and insertion
-curves, the randomised-head check and, where masks are given, the pointing game; writes every figure with its interval,
-pictures, and a verdict in words into OUTPUT. Runs in one process, on a GPU where there is one.
+curves, the randomised-head check and, where masks are given, the pointing game and whether AIS tells apart the maps
+that respond to the masks; writes every figure with its interval, pictures, and a verdict in words into OUTPUT. With
+objective=similarity, runs the protocol on the maps of a backbone and a matrix of people's similarity judgments. Runs in
+one process, on a GPU where there is one.
 """
 
 import sys
 from pathlib import Path
+from types import ModuleType
 
 if __name__ == "__main__":  # so that a checkout works without being installed
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -23,16 +26,22 @@ def main(argv: list[str]) -> int:
 def run(config: ValidateConfig, *, dry_run: bool = False) -> int:
     """Check, read the images, measure, judge, write; return the exit code."""
     # After --help and configuration errors, which need not wait for torch.
-    from ais.pipeline.validation_job import measure, prepare_validation, read_sample, write_validation
+    from ais.pipeline import similarity_validation, validation_job
 
-    prepared = prepare_validation(config)
+    if config.objective == "similarity":
+        return _run(similarity_validation, config, dry_run)
+    return _run(validation_job, config, dry_run)
+
+
+def _run(stages: ModuleType, config: ValidateConfig, dry_run: bool) -> int:
+    prepared = stages.prepare_validation(config)
     print(prepared.describe(), flush=True)
     if dry_run:
         print(f"\n{to_yaml(prepared.config)}")
         return 0
-    sample = read_sample(prepared)
-    findings = measure(prepared, sample)
-    print(write_validation(prepared, sample, findings))
+    sample = stages.read_sample(prepared)
+    findings = stages.measure(prepared, sample)
+    print(stages.write_validation(prepared, sample, findings))
     return 0
 
 

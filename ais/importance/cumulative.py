@@ -20,8 +20,9 @@ def similarity_curve(
     first: int,
     order: np.ndarray,
     humans: list[tuple[np.ndarray, np.ndarray]],
+    counts: np.ndarray | None = None,
 ) -> np.ndarray:
-    """R² with people after adding 0, 1, …, C maps in an order, on one or several subsets of the images.
+    """R² with people after adding some numbers of maps in an order, on one or several subsets of the images.
 
     Args:
         embeddings: ``(N, D)`` intact.
@@ -29,31 +30,39 @@ def similarity_curve(
         first: coordinate of map 0.
         order: ``(C,)`` maps, first added first.
         humans: for each subset, its images ``(n,)`` and their human matrix ``(n, n)``.
+        counts: ``(G,)`` ascending numbers of maps, the first 0; 0, 1, …, C by default. Maps between two of them are
+            added by one matrix product.
 
     Returns:
-        ``(subsets, C + 1)``.
+        ``(subsets, G)``.
     """
     maps, dimensions = replacements.shape[1], embeddings.shape[1]
     shift = float(embeddings.mean())
     intact, replaced = embeddings.astype(np.float64) - shift, replacements.astype(np.float64) - shift
     present = intact.copy()
     present[:, first : first + maps] = replaced
-    curves = np.empty((len(humans), maps + 1))
+    counts = np.arange(maps + 1) if counts is None else counts
+    curves = np.empty((len(humans), len(counts)))
     for row, (images, human) in enumerate(humans):
         target = upper_triangle(human)
         gram, sums = present[images] @ present[images].T, present[images].sum(1)
-        start_similarity = correlations(gram[None], sums[None], dimensions)
-        curves[row, 0] = float(pearson(upper_triangle(start_similarity), target)[0]) ** 2
+        curves[row, 0] = pearson(upper_triangle(correlations(gram[None], sums[None], dimensions)), target)[0] ** 2
         new = intact[np.ix_(images, first + order)].T  # (C, n), in the order of adding
         old = replaced[np.ix_(images, order)].T
         step = max(1, _NUMBERS_AT_ONCE // len(images) ** 2)
-        for start in range(0, maps, step):
-            part = slice(start, start + step)
-            changes = new[part, :, None] * new[part, None, :] - old[part, :, None] * old[part, None, :]
+        for start in range(1, len(counts), step):
+            ends = counts[start : start + step]
+            starts = counts[start - 1 : start - 1 + len(ends)]
+            part = slice(starts[0], ends[-1])
+            if len(ends) == ends[-1] - starts[0]:  # one map at a time: outer products
+                changes = new[part, :, None] * new[part, None, :] - old[part, :, None] * old[part, None, :]
+            else:
+                blocks = [slice(*pair) for pair in zip(starts, ends, strict=True)]
+                changes = np.stack([new[block].T @ new[block] - old[block].T @ old[block] for block in blocks])
             grams = gram + np.cumsum(changes, axis=0)
-            totals = sums + np.cumsum(new[part] - old[part], axis=0)
+            totals = sums + np.cumsum(new[part] - old[part], axis=0)[ends - starts[0] - 1]
             similarity = upper_triangle(correlations(grams, totals, dimensions))
-            curves[row, 1 + start : 1 + start + len(grams)] = pearson(similarity, target) ** 2
+            curves[row, start : start + len(ends)] = pearson(similarity, target) ** 2
             gram, sums = grams[-1], totals[-1]
     return curves
 

@@ -14,7 +14,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy import stats
 
-from ais.importance.similarity import collective_ais_of, individual_ais_of, off_diagonal
+from ais.importance.similarity import (
+    collective_ais_of,
+    individual_ais_of,
+    off_diagonal,
+    pearson,
+    upper_triangle,
+)
 
 # One image less must leave a correlation of more than two pairs (collective) or images (individual).
 _LEAST_IMAGES = 5
@@ -72,6 +78,16 @@ def jackknifed_ais(
             lost = all_but - others_without_each(off_diagonal(part), target)  # (c, i, place of j in row i)
             replicates.append(_mean_of_the_others(lost).T)
     return JackknifedAIS(np.concatenate(values, axis=-1), np.concatenate(replicates, axis=-1))
+
+
+def agreement_interval(
+    similarity: np.ndarray, human: np.ndarray, confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """Pearson correlation between the pairs of ``(N, N)`` and ``(N, N)``, and the ends of its jackknife interval."""
+    value = pearson(upper_triangle(similarity), upper_triangle(human))
+    replicates = pairs_without_each(similarity, human)[:, None]
+    low, high = JackknifedAIS(np.atleast_1d(value), replicates).interval(confidence)
+    return float(value), float(low[0]), float(high[0])
 
 
 def _mean_of_the_others(lost: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ instead of O(N² D). Everything is float64: Gram matrices of raw embeddings lose
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 import numpy as np
 
@@ -72,8 +73,15 @@ def check_human_matrix(human: np.ndarray, images: int) -> np.ndarray:
 
 def upper_triangle(matrices: np.ndarray) -> np.ndarray:
     """Return the pairs i < j of ``(…, N, N)`` as ``(…, N (N - 1) / 2)``."""
-    rows, columns = np.triu_indices(matrices.shape[-1], k=1)
-    return matrices[..., rows, columns]
+    count = matrices.shape[-1]
+    return np.take(matrices.reshape(*matrices.shape[:-2], count * count), _pairs(count), axis=-1)
+
+
+@lru_cache(maxsize=16)
+def _pairs(count: int) -> np.ndarray:
+    """Where the pairs i < j are in a flat matrix; finding them takes as long as using them."""
+    rows, columns = np.triu_indices(count, k=1)
+    return rows * count + columns
 
 
 def off_diagonal(matrices: np.ndarray) -> np.ndarray:

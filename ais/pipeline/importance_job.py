@@ -130,22 +130,28 @@ def prepare_importance(config: ImportanceConfig) -> PreparedImportance:
         assert config.images is not None
         images = list(list_images(config.images, storage))
     else:
-        images, human = _compared_images(config, storage)
+        assert config.matrix is not None
+        images, human = compared_images(config.matrix, config.images, storage)
     head = record.sha256 if record is not None and config.objective != "similarity" else None
     return PreparedImportance(config, storage, model, images, ratings, human, head)
 
 
-def _compared_images(config: ImportanceConfig, storage: Storage) -> tuple[list[ListedImage], np.ndarray]:
-    """The images of a human matrix in its order, and the matrix.
+def compared_images(matrix_address: str, images: str | None, storage: Storage) -> tuple[list[ListedImage], np.ndarray]:
+    """Return the images of a human matrix in its order, and the matrix, checked.
+
+    Args:
+        matrix_address: see `ais.importance.matrix.read_matrix`.
+        images: address of a list in the order of the matrix, which may be left out if the matrix names its images.
+        storage: how to reach both.
 
     Raises:
+        SimilarityError: the matrix cannot be used.
         RunError: neither the matrix nor ``images`` says which image a row is, or they say it differently.
     """
-    assert config.matrix is not None
-    matrix, names = read_matrix(config.matrix, storage)
-    listed = list(list_images(config.images, storage)) if config.images else None
+    matrix, names = read_matrix(matrix_address, storage)
+    listed = list(list_images(images, storage)) if images else None
     if names is not None:
-        place = storage.open(config.matrix)
+        place = storage.open(matrix_address)
         folder = type(place)(place.filesystem, place.path.rsplit("/", 1)[0])
         own = [
             ListedImage(name if "://" in name or name.startswith("/") else (folder / name).address) for name in names
@@ -153,13 +159,13 @@ def _compared_images(config: ImportanceConfig, storage: Storage) -> tuple[list[L
         if listed is not None and [image.uri for image in own] != [image.uri for image in listed]:
             at = next((i for i, (a, b) in enumerate(zip(own, listed, strict=False)) if a.uri != b.uri), len(own))
             raise RunError(
-                f"images {config.images!r} and matrix {config.matrix!r} are in another order from number {at + 1} on: "
+                f"images {images!r} and matrix {matrix_address!r} are in another order from number {at + 1} on: "
                 "leave images out, or bring them into the order of the matrix"
             )
         listed = own
     if listed is None:
         raise RunError(
-            f"matrix {config.matrix!r} does not say which image a row is: give images, a CSV or Parquet list with a "
+            f"matrix {matrix_address!r} does not say which image a row is: give images, a CSV or Parquet list with a "
             "uri column in the order of the matrix"
         )
     return listed, check_human_matrix(matrix, len(listed))

@@ -1,4 +1,4 @@
-"""The validation job: what it needs, what it measures, what it writes.
+"""The validation of a head on rated images: what it needs, what it measures, what it writes.
 
 verdict.txt            the verdict in words
 checks.parquet         a row per check: name, claim, outcome, value, low, high, n
@@ -6,7 +6,8 @@ protocol.parquet       a row per measure, order, seed and fold: where it stopped
 curves.parquet         mean test value by measure, order and number of maps
 faithfulness.parquet   a row per image, fill, mode and method: area under the curve, plain and normalised
 deletion.parquet       mean score along deletion and insertion, by fill, mode and method
-images.parquet         a row per image: rating, score, rank correlations between heads
+images.parquet         a row per image: rating, score, rank correlations of its heatmap with those of other heads
+maps.parquet           a row per map: AIS and response to the masks; where masks are given
 localisation.parquet   a row per image and method: pointing hit, overlap with the mask, chance; where masks are given
 deletion.png, cumulative.png
 errors.parquet         images that could not be used
@@ -31,6 +32,7 @@ from ais.config import ValidateConfig, to_yaml
 from ais.errors import ImageError, RatingsError, RunError
 from ais.explainer import geometry_of
 from ais.heads import check_belongs, load_head, read_record
+from ais.heatmaps import heatmap_boxes
 from ais.images import Limits, decode_image
 from ais.metrics import regression_metrics
 from ais.pipeline.columns import unpack
@@ -39,16 +41,25 @@ from ais.pipeline.fetch import FetchDecode, read_image
 from ais.pipeline.prepare import Model, resolve_model, storage_of, versions
 from ais.ratings import read_ratings
 from ais.runs import write_table
-from ais.storage import Storage, absolute
+from ais.storage import Folder, Storage, absolute
+from ais.validation.faithfulness import FILLS, InputMaps
+from ais.validation.intervals import bootstrap_mean
 from ais.validation.localisation import localisation
-from ais.validation.measure import Subject, ablate_coordinates, head_weights, measure_faithfulness, scores_of
+from ais.validation.measure import (
+    TAIL_NUMBERS,
+    Subject,
+    follow_curves,
+    make_heatmaps,
+    run_ratings_protocol,
+)
 from ais.validation.plots import cumulative_png, deletion_png
-from ais.validation.protocol import CumulativeCurve, ratings_protocol
+from ais.validation.protocol import CumulativeCurve
+from ais.validation.separation import Separation, mask_on_cells
 from ais.validation.verdict import Findings, checks_of, conclusion, describe
 
 _LEAST_PER_FOLD = 3
 _BATCH = 16
-_ERROR_COLUMNS = ("uri", "stage", "reason", "error")
+ERROR_COLUMNS = ("uri", "stage", "reason", "error")
 
 
 @dataclass(frozen=True)
@@ -84,6 +95,7 @@ class PreparedValidation:
                 f"backbone    {self.model.source.spec.name} ({trained})",
                 f"layer       {layer.name}: {'×'.join(map(str, layer.map_shape))}, {layer.tail} tail",
                 f"head        {self.config.head}",
+                *protocol_cost(self.config, self.model, len(self.images)),
                 f"output      {self.config.output}",
             )
         )
@@ -91,6 +103,17 @@ class PreparedValidation:
     @property
     def _curved(self) -> int:
         return min(self.config.images_limit, len(self.images))
+
+
+def protocol_cost(config: ValidateConfig, model: Model, images: int) -> list[str]:
+    """Say what the protocol costs where the tail has to be run for it; nothing where it costs next to nothing."""
+    if model.layer.tail is TailKind.CHANNELWISE or not config.protocol:
+        return []
+    fits, counts = config.folds * config.seeds, min(config.protocol_counts or TAIL_NUMBERS, model.layer.map_shape[0])
+    return [
+        f"protocol    what follows {model.layer.name} mixes the maps: {fits} fits × 3 orders × {counts} numbers of "
+        f"maps × {images} images = {3 * fits * counts * images:,} passes of it; protocol=false leaves it out"
+    ]
 
 
 @dataclass(frozen=True)
@@ -101,8 +124,8 @@ class Sample:
         rows: ``(N,)`` which of the prepared images they are.
         pixels: ``(N, S, S, 3)`` uint8, the model's input.
         boxes: ``(N, 4)`` what the model saw, in pixels of the originals.
-        curved: ``(M,)`` which of the N have their heatmaps tested.
-        masks: for each of the M, ``(H, W)`` bool; ``None`` where no masks are given.
+        curved: ``(M,)`` which of the N have deletion and insertion curves.
+        masks: for each of the N, ``(H, W)`` bool; ``None`` where no masks are given.
         unreadable: rows of ``errors.parquet``.
     """
 
@@ -121,13 +144,11 @@ def prepare_validation(config: ValidateConfig) -> PreparedValidation:
         AisError: of the kind that fits: ratings, head or backbone cannot be used, or too few images are left.
     """
     storage = storage_of(config.storage)
-    addresses = {name: absolute(getattr(config, name)) for name in ("head", "output")}
-    if config.masks:
-        addresses["masks"] = absolute(config.masks)
-    config = config.model_copy(update=addresses)
+    config = with_absolute_paths(config)
+    assert config.head is not None, "refused before"
     record, _ = read_record(config.head, storage)
     model = resolve_model(config.backbone, config.preprocessing.mode, record, storage)
-    rated = read_ratings(config.ratings, storage)
+    rated = read_ratings(config.ratings.table(), storage)
     chosen = np.arange(len(rated))
     if config.held_out:
         chosen = np.flatnonzero(np.isin(rated.images, _test_split(config.head, storage)))
@@ -146,6 +167,13 @@ def prepare_validation(config: ValidateConfig) -> PreparedValidation:
     )
 
 
+def with_absolute_paths(config: ValidateConfig) -> ValidateConfig:
+    """Return the configuration with local paths absolute."""
+    names = ("head", "output", "masks", "matrix", "images")
+    found = {name: absolute(getattr(config, name)) for name in names if getattr(config, name) is not None}
+    return config.model_copy(update=found)
+
+
 def _test_split(head: str, storage: Storage) -> list[str]:
     place = storage.open(head) / "predictions.parquet"
     try:
@@ -158,7 +186,7 @@ def _test_split(head: str, storage: Storage) -> list[str]:
 
 
 def read_sample(prepared: PreparedValidation) -> Sample:
-    """Read the images, and the masks of those that have their heatmaps tested.
+    """Read the images, and their masks.
 
     Raises:
         RunError: more images than ``max_error_share`` could not be used, or too few are left.
@@ -178,7 +206,7 @@ def read_sample(prepared: PreparedValidation) -> Sample:
             }
         )
     )
-    unreadable = [row for row in table.select(_ERROR_COLUMNS).to_pylist() if row["stage"]]
+    unreadable = [row for row in table.select(ERROR_COLUMNS).to_pylist() if row["stage"]]
     rows = np.flatnonzero([not stage for stage in table["stage"].to_pylist()])
     if len(unreadable) > config.max_error_share * count or len(rows) < _LEAST_PER_FOLD * config.folds:
         raise RunError(
@@ -192,10 +220,9 @@ def read_sample(prepared: PreparedValidation) -> Sample:
     sizes = np.stack([table[name].to_numpy() for name in ("height", "width")], axis=1)[rows]
     masks = None
     if config.masks is not None:
-        places = [posixpath.join(config.masks, posixpath.basename(prepared.addresses[rows[index]])) for index in curved]
+        places = [posixpath.join(config.masks, posixpath.basename(prepared.addresses[row])) for row in rows]
         masks = [
-            _read_mask(place, tuple(sizes[index]), limits, prepared.storage)
-            for place, index in zip(places, curved, strict=True)
+            _read_mask(place, tuple(size), limits, prepared.storage) for place, size in zip(places, sizes, strict=True)
         ]
     return Sample(
         rows,
@@ -224,37 +251,46 @@ def measure(prepared: PreparedValidation, sample: Sample) -> Findings:
     """Measure everything, in this process."""
     config, model = prepared.config, prepared.model
     backbone = model.source.load(choose_device(config.compute.device))
+    assert config.head is not None
+    assert backbone.layer is not None
     head = load_head(config.head, prepared.storage).to(backbone.mean.device).eval()
     check_belongs(head, backbone, model.preprocessing)
     subject = Subject(
-        backbone,
-        head,
-        config.weighting,
-        config.compute.batch_size or _BATCH,
-        getattr(torch, config.compute.precision),
-        config.compute.chunk,
+        backbone=backbone,
+        head=head,
+        weighting=config.weighting,
+        batch_size=config.compute.batch_size or _BATCH,
+        trunk_dtype=getattr(torch, config.compute.precision),
+        chunk=config.compute.chunk,
     )
-    ratings = prepared.ratings[sample.rows]
+    ratings, pixels, curved = prepared.ratings[sample.rows], sample.pixels, sample.curved
     protocol: dict[str, CumulativeCurve] = {}
-    refused = None
-    if model.layer.tail is TailKind.CHANNELWISE:
-        ablated = ablate_coordinates(subject, sample.pixels)
-        scores = ablated.scores
-        protocol = ratings_protocol(
-            ablated.coordinates, head_weights(head), scores, ablated.effects, ratings, config.folds, config.seeds
-        )
-    else:
-        scores = scores_of(subject, sample.pixels)
-        refused = (
-            f"what follows {model.layer.name} of {model.source.spec.name} mixes the maps ({model.layer.tail} tail), "
-            "and every number of maps would need a pass of it; validate a layer with a channelwise tail"
-        )
-    faithfulness = measure_faithfulness(subject, sample.pixels[sample.curved], config.steps, config.seed)
+    if config.protocol:
+        protocol = run_ratings_protocol(subject, pixels, ratings, config.folds, config.seeds, config.protocol_counts)
+    side, extent = backbone.spec.input_size, backbone.layer.extent
+    inside = None
+    if sample.masks is not None:
+        places, cells = heatmap_boxes(sample.boxes, extent, side), backbone.layer.map_shape[1:]
+        inside = np.stack([mask_on_cells(*each, cells) for each in zip(sample.masks, places, strict=True)])
+    heatmaps = make_heatmaps(subject, pixels, inside, config.seed)
+    on_curved = {method: InputMaps(maps.values[curved], maps.extent) for method, maps in heatmaps.maps.items()}
+    fills = FILLS if config.fill == "both" else (config.fill,)
+    curves = follow_curves(subject, pixels[curved], on_curved, config.steps, fills, config.seed)
     located = {}
     if sample.masks is not None:
-        side, boxes = model.source.spec.input_size, sample.boxes[sample.curved]
-        located = {method: localisation(maps, boxes, side, sample.masks) for method, maps in faithfulness.maps.items()}
-    return Findings(scores, regression_metrics(scores, ratings), protocol, refused, faithfulness, located)
+        located = {
+            method: localisation(maps, sample.boxes, side, sample.masks) for method, maps in heatmaps.maps.items()
+        }
+    return Findings(
+        scores=heatmaps.scores,
+        prediction=regression_metrics(heatmaps.scores, ratings),
+        protocol=protocol,
+        protocol_refused=None if config.protocol else "protocol=false",
+        heatmaps=heatmaps,
+        curves=curves,
+        localisation=located,
+        weighting=config.weighting,
+    )
 
 
 def write_validation(prepared: PreparedValidation, sample: Sample, findings: Findings) -> str:
@@ -269,18 +305,17 @@ def write_validation(prepared: PreparedValidation, sample: Sample, findings: Fin
         words += "\nThe backbone is UNTRAINED: its weights are random."
     images = prepared.images[sample.rows]
     write_table(folder / "checks.parquet", pa.Table.from_pylist([check.as_dict() for check in checks]))
-    write_table(folder / "images.parquet", _images_table(images, prepared.ratings[sample.rows], sample, findings))
+    write_table(folder / "images.parquet", _images_table(images, prepared.ratings[sample.rows], findings))
     write_table(folder / "faithfulness.parquet", _faithfulness_table(images[sample.curved], findings))
     write_table(folder / "deletion.parquet", _deletion_table(findings))
     if findings.localisation:
-        write_table(folder / "localisation.parquet", _localisation_table(images[sample.curved], findings))
+        write_table(folder / "localisation.parquet", _localisation_table(images, findings))
+    if findings.heatmaps.separation is not None:
+        write_table(folder / "maps.parquet", _maps_table(findings.heatmaps.separation))
     if findings.protocol:
-        write_table(folder / "protocol.parquet", _protocol_table(findings.protocol, prepared.config.folds))
-        write_table(folder / "curves.parquet", _curves_table(findings.protocol))
-        (folder / "cumulative.png").write_bytes(cumulative_png(findings.protocol))
-    (folder / "deletion.png").write_bytes(deletion_png(findings.faithfulness))
-    errors = pa.schema([(name, pa.string()) for name in _ERROR_COLUMNS])
-    write_table(folder / "errors.parquet", pa.Table.from_pylist(sample.unreadable, schema=errors))
+        write_protocol(folder, findings.protocol, prepared.config.folds)
+    (folder / "deletion.png").write_bytes(deletion_png(findings.curves))
+    write_table(folder / "errors.parquet", errors_table(sample.unreadable))
     (folder / "config.yaml").write_text(to_yaml(prepared.config))
     (folder / "verdict.txt").write_text(words + "\n")
     model = prepared.model
@@ -290,6 +325,8 @@ def write_validation(prepared: PreparedValidation, sample: Sample, findings: Fin
         "prediction": {name: interval.as_dict() for name, interval in findings.prediction.items()},
         "images": {"rated": len(images), "curved": len(sample.curved), "unreadable": len(sample.unreadable)},
         "protocol_refused": findings.protocol_refused,
+        "weighting": findings.weighting,
+        "heatmaps": heatmap_figures(findings),
         "intervals": "95%; protocol: corrected resampled t-test (Nadeau and Bengio 2003); images: percentile bootstrap",
         "backbone": model.source.spec.name,
         "layer": model.layer.name,
@@ -302,24 +339,54 @@ def write_validation(prepared: PreparedValidation, sample: Sample, findings: Fin
     return f"\n{words}\noutput      {folder.address}"
 
 
-def _images_table(images: np.ndarray, ratings: np.ndarray, sample: Sample, findings: Findings) -> pa.Table:
-    random, variants = (np.full(len(images), np.nan) for _ in range(2))
-    random[sample.curved] = findings.faithfulness.random_head_correlation
-    variants[sample.curved] = findings.faithfulness.variant_correlation
+def heatmap_figures(findings: Findings) -> dict[str, Any]:
+    """Figures about heatmaps that are no check, as JSON values."""
+    found = findings.heatmaps
+    figures: dict[str, Any] = {
+        "random_head_correlation": {
+            name: bootstrap_mean(each.random).as_dict() for name, each in found.agreement.items()
+        },
+        "variant_correlation": {
+            name: bootstrap_mean(each.variants).as_dict() for name, each in found.agreement.items()
+        },
+        "plain_correlation": bootstrap_mean(found.plain_correlation).as_dict(),
+        "pointing": {
+            method: {
+                "hit_rate": bootstrap_mean(each.hits).as_dict(),
+                "overlap": bootstrap_mean(each.overlaps).as_dict(),
+                "chance": float(each.chance.mean()),
+            }
+            for method, each in findings.localisation.items()
+        },
+    }
+    if found.separation is not None:
+        figures["random_head_separation"] = found.separation.random_correlations().tolist()
+    return figures
+
+
+def _images_table(images: np.ndarray, ratings: np.ndarray, findings: Findings) -> pa.Table:
+    columns: dict[str, Any] = {"image": images.tolist(), "rating": ratings, "score": findings.scores}
+    correlations = {"plain_correlation": findings.heatmaps.plain_correlation}
+    for weighting, found in findings.heatmaps.agreement.items():
+        correlations[f"random_head_correlation_{weighting}"] = found.random
+        correlations[f"variant_correlation_{weighting}"] = found.variants
+    return pa.table(columns | {name: pa.array(values, from_pandas=True) for name, values in correlations.items()})
+
+
+def _maps_table(separation: Separation) -> pa.Table:
+    kept = np.isfinite(separation.response).all(1)
     return pa.table(
         {
-            "image": images.tolist(),
-            "rating": ratings,
-            "score": findings.scores,
-            "random_head_correlation": pa.array(random, from_pandas=True),
-            "variant_correlation": pa.array(variants, from_pandas=True),
+            "map": np.arange(separation.ais.shape[1]),
+            "ais": separation.ais[kept].mean(0, dtype=np.float64),
+            "response": separation.response[kept].mean(0),
         }
     )
 
 
 def _faithfulness_table(images: np.ndarray, findings: Findings) -> pa.Table:
     tables = []
-    for fill, methods in findings.faithfulness.curves.items():
+    for fill, methods in findings.curves.items():
         for method, curves in methods.items():
             normalised = curves.normalised_areas()
             for mode, area in curves.areas().items():
@@ -334,7 +401,7 @@ def _faithfulness_table(images: np.ndarray, findings: Findings) -> pa.Table:
 def _deletion_table(findings: Findings) -> pa.Table:
     """The curves of ``deletion.png``."""
     tables = []
-    for fill, methods in findings.faithfulness.curves.items():
+    for fill, methods in findings.curves.items():
         for method, curves in methods.items():
             for mode, scores in (("deletion", curves.deletion.mean(0)), ("insertion", curves.insertion.mean(0))):
                 names = {"fill": fill, "mode": mode, "method": method}
@@ -358,6 +425,18 @@ def _localisation_table(images: np.ndarray, findings: Findings) -> pa.Table:
             for method, found in findings.localisation.items()
         ]
     )
+
+
+def write_protocol(folder: Folder, protocol: dict[str, CumulativeCurve], folds: int) -> None:
+    """Write the fits, the mean curves and their picture."""
+    write_table(folder / "protocol.parquet", _protocol_table(protocol, folds))
+    write_table(folder / "curves.parquet", _curves_table(protocol))
+    (folder / "cumulative.png").write_bytes(cumulative_png(protocol))
+
+
+def errors_table(unreadable: list[dict[str, Any]]) -> pa.Table:
+    """Table of the images that could not be used."""
+    return pa.Table.from_pylist(unreadable, schema=pa.schema([(name, pa.string()) for name in ERROR_COLUMNS]))
 
 
 def _protocol_table(protocol: dict[str, CumulativeCurve], folds: int) -> pa.Table:

@@ -9,8 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ais.validation.faithfulness import FILLS
-from ais.validation.measure import Faithfulness
+from ais.validation.faithfulness import Curves
 from ais.validation.protocol import CumulativeCurve
 
 _INK = "#333333"
@@ -28,14 +27,14 @@ _ORDERS = {
 }
 
 
-def deletion_png(found: Faithfulness) -> bytes:
+def deletion_png(found: dict[str, dict[str, Curves]]) -> bytes:
     """Draw the mean score along deletion and insertion, a row for each fill; PNG bytes."""
-    figure = Figure(figsize=(8, 6.4), dpi=150, layout="constrained")
-    grid = figure.subplots(len(FILLS), 2, sharex=True, sharey="row")
-    for row, fill in zip(grid, FILLS, strict=True):
+    figure = Figure(figsize=(8, 3.2 * len(found)), dpi=150, layout="constrained")
+    grid = figure.subplots(len(found), 2, sharex=True, sharey="row", squeeze=False)
+    for row, fill in zip(grid, found, strict=True):
         for axes, mode in zip(row, ("deletion", "insertion"), strict=True):
             for method, (colour, label, width, style) in _METHODS.items():
-                curve = getattr(found.curves[fill][method], mode).mean(0)
+                curve = getattr(found[fill][method], mode).mean(0)
                 shares = np.linspace(0, 1, len(curve))
                 axes.plot(shares, curve, color=colour, linewidth=width, linestyle=style, label=label)
             axes.set_title(f"{mode}, {fill} fill", color=_INK, fontsize=10)

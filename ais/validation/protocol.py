@@ -5,9 +5,8 @@ images, add them from the top, stop where the *training* value is best, and comp
 all maps. Baselines, under the same stopping rule, are a random order and the reversed ranking. A map that is not added
 is ablated.
 
-N images, C maps, D embedding coordinates, J = folds × seeds fits, G numbers of maps on a curve. The 40 fits of 2048
-maps and 120 images take 6 s of processor time for ratings (one head of 512 hidden units) and 54 s for similarity, which
-the threads of a pool share: half of that on 2 free cores.
+N images, C maps, D embedding coordinates, J = folds × seeds fits, G numbers of maps on a curve. What the 40 fits of
+2048 maps and 120 images take is measured in tests/benchmarks (`make bench`).
 """
 
 from __future__ import annotations
@@ -23,13 +22,12 @@ from scipy.stats import rankdata
 
 from ais.importance.cumulative import score_curve, similarity_curve
 from ais.importance.effects import EffectSums
-from ais.importance.similarity import collective_ais, pearson
+from ais.importance.similarity import collective_ais, collective_ais_of, pearson, upper_triangle
 from ais.validation.intervals import Mean, corrected_mean
 
 # 1 where larger is better.
 MEASURES = {"RMSE": -1, "PLCC": 1, "SRCC": 1, "R²": 1}
 ORDERS = ("ais", "random", "reversed")
-_COUNTS = 256
 _LEAST_TEST_IMAGES = 3
 
 
@@ -123,7 +121,13 @@ Evaluate = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, np.ndarray]]
 
 
 def cross_validated_curve(
-    images: int, counts: np.ndarray, rank: Rank, evaluate: Evaluate, folds: int = 5, seeds: int = 8
+    images: int,
+    counts: np.ndarray,
+    rank: Rank,
+    evaluate: Evaluate,
+    folds: int = 5,
+    seeds: int = 8,
+    threads: int | None = None,
 ) -> dict[str, CumulativeCurve]:
     """Run the protocol for any ranking and any measures.
 
@@ -134,6 +138,7 @@ def cross_validated_curve(
         evaluate: the curves of an order of the maps.
         folds: of each seed.
         seeds: repetitions, each of which deals the images into folds anew.
+        threads: that fits run in; one for each core if not given.
 
     Raises:
         ValueError: a fold would have fewer than 3 images.
@@ -153,7 +158,7 @@ def cross_validated_curve(
         return {name: evaluate(orders[name], train, test) for name in ORDERS}
 
     tasks = [(seed, fold) for seed in range(seeds) for fold in range(folds)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy lets go of the interpreter's lock
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:  # NumPy lets go of the interpreter's lock
         fits = list(pool.map(fit, tasks))
     return {
         measure: _gather(
@@ -188,6 +193,15 @@ def _gather(measure: str, counts: np.ndarray, curves: dict[str, np.ndarray], fol
     return CumulativeCurve(measure, counts, orders, everything[:, 0], everything[:, 1], 1 / (folds - 1))
 
 
+# Order (C,) → predictions (N, G) of the head that sees only the first maps.
+Predict = Callable[[np.ndarray], np.ndarray]
+
+
+def number_grid(maps: int, numbers: int = 256) -> np.ndarray:
+    """Return the numbers of maps ``(G,)`` to measure at: 0, and ``numbers`` evenly spaced ones, or all, up to C."""
+    return np.unique(np.linspace(0, maps, min(maps, numbers) + 1).round().astype(int))
+
+
 def ratings_protocol(
     coordinates: Coordinates,
     heads: Sequence[HeadWeights],
@@ -196,10 +210,9 @@ def ratings_protocol(
     ratings: np.ndarray,
     folds: int = 5,
     seeds: int = 8,
+    numbers: int = 256,
 ) -> dict[str, CumulativeCurve]:
-    """RMSE, PLCC and SRCC of a head that sees only the top maps; they are ranked by their AIS for the error.
-
-    Curves have 256 numbers of maps between 1 and C, evenly spaced (all of them up to C = 256).
+    """RMSE, PLCC and SRCC of a head that sees only the top maps, for a channelwise tail.
 
     Args:
         coordinates: of the rated images.
@@ -209,26 +222,58 @@ def ratings_protocol(
         ratings: ``(N,)``.
         folds: see `cross_validated_curve`.
         seeds: likewise.
+        numbers: of maps on a curve, see `number_grid`.
 
     Raises:
         ValueError: there are too few images.
     """
-    maps = coordinates.replacements.shape[1]
-    counts = np.unique(np.linspace(0, maps, min(maps, _COUNTS) + 1).round().astype(int))
+    counts = number_grid(effects.shape[1], numbers)
+
+    def predict(order: np.ndarray) -> np.ndarray:
+        each = [
+            score_curve(*coordinates, order, head.hidden, head.output, counts) * head.target[1] + head.target[0]
+            for head in heads
+        ]
+        return np.mean(each, axis=0)
+
+    return score_protocol(predict, counts, scores, effects, ratings, folds, seeds)
+
+
+def score_protocol(
+    predict: Predict,
+    counts: np.ndarray,
+    scores: np.ndarray,
+    effects: np.ndarray,
+    ratings: np.ndarray,
+    folds: int = 5,
+    seeds: int = 8,
+    threads: int | None = None,
+) -> dict[str, CumulativeCurve]:
+    """RMSE, PLCC and SRCC of any model that sees only the top maps; they are ranked by their AIS for the error.
+
+    Args:
+        predict: what the model says with the first maps of an order, at each of ``counts``.
+        counts: ``(G,)``, of `number_grid`.
+        scores: ``(N,)`` intact.
+        effects: ``(N, C)`` ``s - s_k``.
+        ratings: ``(N,)``.
+        folds: see `cross_validated_curve`.
+        seeds: likewise.
+        threads: likewise.
+
+    Raises:
+        ValueError: there are too few images.
+    """
 
     def rank(train: np.ndarray) -> np.ndarray:
         return EffectSums.of(scores[train], effects[train], ratings[train]).mean("error_effect")
 
     def evaluate(order: np.ndarray, train: np.ndarray, test: np.ndarray) -> dict[str, np.ndarray]:
-        each = [
-            score_curve(*coordinates, order, head.hidden, head.output, counts) * head.target[1] + head.target[0]
-            for head in heads
-        ]
-        predicted = np.mean(each, axis=0).T  # (G, N)
+        predicted = predict(order).T  # (G, N)
         sides = [score_measures(predicted[:, rows], ratings[rows]) for rows in (train, test)]
         return {measure: np.stack([side[measure] for side in sides]) for measure in sides[0]}
 
-    return cross_validated_curve(len(ratings), counts, rank, evaluate, folds, seeds)
+    return cross_validated_curve(len(ratings), counts, rank, evaluate, folds, seeds, threads)
 
 
 def score_measures(predicted: np.ndarray, ratings: np.ndarray) -> dict[str, np.ndarray]:
@@ -244,18 +289,19 @@ def score_measures(predicted: np.ndarray, ratings: np.ndarray) -> dict[str, np.n
 
 
 def similarity_protocol(
-    coordinates: Coordinates, human: np.ndarray, folds: int = 5, seeds: int = 8
+    coordinates: Coordinates, human: np.ndarray, folds: int = 5, seeds: int = 8, numbers: int | None = None
 ) -> dict[str, CumulativeCurve]:
-    """R² with people's similarity judgments of only the top maps; they are ranked by their collective AIS.
+    """R² with people's similarity judgments of only the top maps, for a channelwise tail.
 
-    Only pairs within the training images rank and stop, only pairs within the test images test. Curves have every
-    number of maps.
+    They are ranked by their collective AIS. Only pairs within the training images rank and stop, only pairs within the
+    test images test.
 
     Args:
         coordinates: of the images, in the order of the matrix.
         human: ``(N, N)``, checked by `ais.importance.similarity.check_human_matrix`.
         folds: see `cross_validated_curve`.
         seeds: likewise.
+        numbers: of maps on a curve, see `number_grid`; every number of maps if not given.
 
     Raises:
         ValueError: there are too few images.
@@ -267,7 +313,49 @@ def similarity_protocol(
 
     def evaluate(order: np.ndarray, train: np.ndarray, test: np.ndarray) -> dict[str, np.ndarray]:
         parts = [(rows, human[np.ix_(rows, rows)]) for rows in (train, test)]
-        return {"R²": similarity_curve(*coordinates, order, parts)}
+        return {"R²": similarity_curve(*coordinates, order, parts, None if numbers is None else counts)}
 
-    counts = np.arange(replacements.shape[1] + 1)
+    counts = number_grid(replacements.shape[1], numbers or replacements.shape[1])
     return cross_validated_curve(len(human), counts, rank, evaluate, folds, seeds)
+
+
+def similarity_protocol_of(
+    ablated: np.ndarray,
+    intact: np.ndarray,
+    along: Callable[[np.ndarray], np.ndarray],
+    counts: np.ndarray,
+    human: np.ndarray,
+    folds: int = 5,
+    seeds: int = 8,
+    threads: int | None = None,
+) -> dict[str, CumulativeCurve]:
+    """The same for any tail, from similarities.
+
+    Args:
+        ablated: ``(C, N, N)`` with one map ablated in all images.
+        intact: ``(N, N)`` with all maps.
+        along: order ``(C,)`` → similarities ``(G, N, N)`` with only the first maps of it, at each of ``counts``.
+        counts: ``(G,)``, of `number_grid`.
+        human: ``(N, N)``.
+        folds: see `cross_validated_curve`.
+        seeds: likewise.
+        threads: likewise.
+
+    Raises:
+        ValueError: there are too few images.
+    """
+
+    def rank(train: np.ndarray) -> np.ndarray:
+        square = np.ix_(train, train)
+        return collective_ais_of((part[square][None] for part in ablated), intact[square], human[square])
+
+    def evaluate(order: np.ndarray, train: np.ndarray, test: np.ndarray) -> dict[str, np.ndarray]:
+        similarities = along(order)
+        curves = []
+        for rows in (train, test):
+            square = np.ix_(np.arange(len(similarities)), rows, rows)
+            agreement = pearson(upper_triangle(similarities[square]), upper_triangle(human[np.ix_(rows, rows)]))
+            curves.append(agreement**2)
+        return {"R²": np.stack(curves)}
+
+    return cross_validated_curve(len(human), counts, rank, evaluate, folds, seeds, threads)

@@ -7,23 +7,33 @@ from typing import Any
 
 import numpy as np
 
+from ais.heatmaps import Weighting
 from ais.metrics import Interval
-from ais.validation.faithfulness import FILLS
+from ais.validation.faithfulness import Curves
 from ais.validation.intervals import Mean, Outcome, bootstrap_mean
 from ais.validation.localisation import Localisation
-from ais.validation.measure import BASELINES, Faithfulness
+from ais.validation.measure import BASELINES, HeadAgreement, Heatmaps
 from ais.validation.protocol import CumulativeCurve
+from ais.validation.separation import Separation
 
 _PREDICTS = "head predicts"
+_AGREES = "model agrees"
 _ESSENTIAL = {
     _PREDICTS: "the head predicts ratings of images it has not seen",
     "PLCC along random": "maps added by their AIS beat a random order out of sample",
-    "deletion blurred random": "deleting by the heatmap lowers the score sooner than deleting at random",
-    "deletion blurred centre": "deleting by the heatmap lowers the score sooner than deleting from the centre",
+    "deletion {fill} random": "deleting by the heatmap lowers the score sooner than deleting at random",
+    "deletion {fill} centre": "deleting by the heatmap lowers the score sooner than deleting from the centre",
     # Without this, heatmaps may show where the backbone answers to anything at all, and nothing of the ratings.
-    "deletion blurred random head": "deleting by the heatmap lowers the score sooner than by that of an unfitted head",
+    "deletion {fill} random head": "deleting by the heatmap lowers the score sooner than by that of an unfitted head",
     "pointing chance": "heatmaps point into the masks more often than chance",
+    "ais separates random head": "maps with a higher AIS respond more to the masks, more so than for unfitted heads",
 }
+_ESSENTIAL_FOR_SIMILARITY = {
+    _AGREES: "the model's similarity agrees with people's",
+    "R² along random": "maps added by their AIS beat a random order out of sample",
+}
+# Rank correlation with the heatmaps of unfitted heads above which these hardly depend on the head.
+_HARDLY_DEPENDS = 0.9
 
 
 @dataclass(frozen=True)
@@ -33,18 +43,35 @@ class Findings:
     Args:
         scores: ``(N,)`` intact, in rating units.
         prediction: agreement of scores with ratings, of `ais.metrics.regression_metrics`.
-        protocol: by measure; empty where it was refused.
+        protocol: by measure; empty where it was left out.
         protocol_refused: why.
-        faithfulness: heatmaps and curves.
+        heatmaps: of every method.
+        curves: of deletion and insertion, by fill and method.
         localisation: by method; empty where there are no masks.
+        weighting: of the heatmaps.
     """
 
     scores: np.ndarray
     prediction: dict[str, Interval]
     protocol: dict[str, CumulativeCurve]
     protocol_refused: str | None
-    faithfulness: Faithfulness
+    heatmaps: Heatmaps
+    curves: dict[str, dict[str, Curves]]
     localisation: dict[str, Localisation]
+    weighting: Weighting
+
+
+@dataclass(frozen=True)
+class SimilarityFindings:
+    """All that was measured on the maps of one backbone.
+
+    Args:
+        agreement: R of the model's similarity with people's, with all maps.
+        protocol: by measure.
+    """
+
+    agreement: Mean
+    protocol: dict[str, CumulativeCurve]
 
 
 @dataclass(frozen=True)
@@ -75,11 +102,18 @@ def checks_of(findings: Findings) -> list[Check]:
     """Turn findings into checks, the most telling first."""
     return [
         *_prediction_checks(findings),
-        *_protocol_checks(findings),
-        *_faithfulness_checks(findings.faithfulness),
-        *_head_checks(findings.faithfulness),
+        *_protocol_checks(findings.protocol),
+        *_faithfulness_checks(findings.curves),
+        *_head_checks(findings.heatmaps.agreement[findings.weighting]),
         *_localisation_checks(findings.localisation),
+        *_separation_checks(findings.heatmaps.separation),
     ]
+
+
+def similarity_checks_of(findings: SimilarityFindings) -> list[Check]:
+    """The same for the maps of a backbone."""
+    claim = f"{_ESSENTIAL_FOR_SIMILARITY[_AGREES]} (R over pairs, jackknife over images)"
+    return [Check(_AGREES, claim, findings.agreement), *_protocol_checks(findings.protocol)]
 
 
 def _prediction_checks(findings: Findings) -> list[Check]:
@@ -88,9 +122,9 @@ def _prediction_checks(findings: Findings) -> list[Check]:
     return [Check(_PREDICTS, f"{_ESSENTIAL[_PREDICTS]} (PLCC)", mean)]
 
 
-def _protocol_checks(findings: Findings) -> list[Check]:
+def _protocol_checks(protocol: dict[str, CumulativeCurve]) -> list[Check]:
     checks = []
-    for measure, curve in findings.protocol.items():
+    for measure, curve in protocol.items():
         checks += [
             Check(
                 f"{measure} along random",
@@ -116,10 +150,10 @@ def _protocol_checks(findings: Findings) -> list[Check]:
     return checks
 
 
-def _faithfulness_checks(found: Faithfulness) -> list[Check]:
+def _faithfulness_checks(found: dict[str, dict[str, Curves]]) -> list[Check]:
     checks = []
-    for fill in FILLS:
-        areas = {method: curves.areas() for method, curves in found.curves[fill].items()}
+    for fill, methods in found.items():
+        areas = {method: curves.areas() for method, curves in methods.items()}
         for baseline, meaning in BASELINES.items():
             for mode, sign, what in (("deletion", 1, "lowers the score sooner"), ("insertion", -1, "raises it sooner")):
                 lead = sign * (areas[baseline][mode] - areas["ais"][mode])
@@ -128,8 +162,8 @@ def _faithfulness_checks(found: Faithfulness) -> list[Check]:
     return checks
 
 
-def _head_checks(found: Faithfulness) -> list[Check]:
-    gap = found.variant_correlation - found.random_head_correlation
+def _head_checks(found: HeadAgreement) -> list[Check]:
+    gap = found.variants - found.random
     claim = "heatmaps of the head's variants agree with each other more than with those of random heads (Spearman)"
     return [Check("variants random head", claim, bootstrap_mean(gap))]
 
@@ -158,35 +192,111 @@ def _localisation_checks(found: dict[str, Localisation]) -> list[Check]:
     return checks
 
 
+def _separation_checks(found: Separation | None) -> list[Check]:
+    if found is None:
+        return []
+    return [
+        Check(
+            "ais separates",
+            "maps with a higher AIS respond more to the masks (Spearman over maps)",
+            found.correlation(),
+        ),
+        Check(
+            "ais separates random head",
+            "maps with a higher AIS respond more to the masks than with the AIS of an unfitted head (Spearman)",
+            found.lead(),
+        ),
+    ]
+
+
 def conclusion(findings: Findings, checks: list[Check]) -> str:
     """Say in a few sentences what the essential checks come to."""
     outcomes = {check.name: check.outcome for check in checks}
+    fill = next(iter(findings.curves))
+    essential = {name.format(fill=fill): claim for name, claim in _ESSENTIAL.items()}
     if outcomes[_PREDICTS] != "shown":
         return (
             "FAILED: the head was not shown to predict ratings of images it has not seen. Its heatmaps show what moves "
             "this head, not what people saw, whatever else is shown below."
         )
-    missing = [claim for name, claim in _ESSENTIAL.items() if outcomes.get(name, "shown") != "shown"]
-    left_out = [f" The protocol was left out: {findings.protocol_refused}."] if findings.protocol_refused else []
-    if not missing:
-        shown = [claim for name, claim in _ESSENTIAL.items() if name in outcomes]
-        return f"PASSED: {'; '.join(shown)}.{''.join(left_out)}"
-    return f"PASSED IN PART: it was not shown that {'; nor that '.join(missing)}.{''.join(left_out)}"
+    left_out = f" The protocol was left out: {findings.protocol_refused}." if findings.protocol_refused else ""
+    return _summary(essential, outcomes) + left_out
+
+
+def similarity_conclusion(checks: list[Check]) -> str:
+    """The same for the maps of a backbone."""
+    outcomes = {check.name: check.outcome for check in checks}
+    if outcomes[_AGREES] != "shown":
+        return (
+            "FAILED: the model's similarity was not shown to agree with people's. Which of its maps add to an "
+            "agreement that is not there says nothing, whatever else is shown below."
+        )
+    return _summary(_ESSENTIAL_FOR_SIMILARITY, outcomes)
+
+
+def _summary(essential: dict[str, str], outcomes: dict[str, Outcome]) -> str:
+    missing = [claim for name, claim in essential.items() if outcomes.get(name, "shown") != "shown"]
+    if missing:
+        return f"PASSED IN PART: it was not shown that {'; nor that '.join(missing)}."
+    return f"PASSED: {'; '.join(claim for name, claim in essential.items() if name in outcomes)}."
 
 
 def describe(findings: Findings, checks: list[Check]) -> str:
     """Return the verdict in words: the conclusion, every check under its outcome, and the figures without a claim."""
-    lines = [conclusion(findings, checks), ""]
-    for outcome in ("shown", "against", "not shown", "not measured"):
-        chosen = [check for check in checks if check.outcome == outcome]
-        lines += [f"{outcome:<13}{check.claim}: {_figures(check.mean)}" for check in chosen]
-    correlation = bootstrap_mean(findings.faithfulness.random_head_correlation)
-    lines += ["", f"rank correlation of the heatmaps with those of random heads: {_figures(correlation)}"]
+    lines = [conclusion(findings, checks), "", *_by_outcome(checks), ""]
+    lines += [line for weighting, found in findings.heatmaps.agreement.items() for line in _agreement(weighting, found)]
+    plain = bootstrap_mean(findings.heatmaps.plain_correlation)
+    lines.append(f"rank correlation of the heatmaps with the unweighted sum of all maps: {_figures(plain)}")
+    if note := _head_note(findings):
+        lines.append(note)
+    if findings.heatmaps.separation is not None:
+        random = findings.heatmaps.separation.random_correlations()
+        lines.append(
+            f"AIS and response to the masks, unfitted heads: Spearman {random.mean():.3g} on average, "
+            f"{random.min():.3g} to {random.max():.3g}"
+        )
     for method, found in findings.localisation.items():
         hits, overlap = bootstrap_mean(found.hits), bootstrap_mean(found.overlaps)
         lines.append(f"masks, {method}: hit rate {_figures(hits)}, IoU {_figures(overlap)}")
-    lines.append("Every interval is 95%, for one check at a time; with many checks some are shown by chance.")
+    lines.append(_EVERY_INTERVAL)
     return "\n".join(lines)
+
+
+def describe_similarity(checks: list[Check]) -> str:
+    """The same for the maps of a backbone."""
+    return "\n".join([similarity_conclusion(checks), "", *_by_outcome(checks), "", _EVERY_INTERVAL])
+
+
+_EVERY_INTERVAL = "Every interval is 95%, for one check at a time; with many checks some are shown by chance."
+
+
+def _by_outcome(checks: list[Check]) -> list[str]:
+    return [
+        f"{outcome:<13}{check.claim}: {_figures(check.mean)}"
+        for outcome in ("shown", "against", "not shown", "not measured")
+        for check in checks
+        if check.outcome == outcome
+    ]
+
+
+def _agreement(weighting: str, found: HeadAgreement) -> list[str]:
+    random, variants = bootstrap_mean(found.random), bootstrap_mean(found.variants)
+    between = "" if np.isnan(variants.value) else f"; between the head's variants: {_figures(variants)}"
+    return [f"rank correlation of {weighting} heatmaps with those of unfitted heads: {_figures(random)}{between}"]
+
+
+def _head_note(findings: Findings) -> str | None:
+    """Say why heatmaps hardly depend on the head, where they do not, and what would."""
+    random = {weighting: float(np.nanmean(found.random)) for weighting, found in findings.heatmaps.agreement.items()}
+    if random[findings.weighting] < _HARDLY_DEPENDS:
+        return None
+    why = "These heatmaps hardly depend on the head: its positive weights average to what all maps have in common."
+    if findings.weighting == "positive" and random["signed"] < _HARDLY_DEPENDS:
+        why += (
+            " With weighting=signed, maps that lower the score cancel it: there the correlation with unfitted heads is "
+            f"{random['signed']:.2f}."
+        )
+    return why
 
 
 def _figures(mean: Mean) -> str:

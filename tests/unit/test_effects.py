@@ -4,10 +4,14 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 
+from ais.ablation import run_trunk
+from ais.importance.adding import embeddings_along, embeddings_along_reference
 from ais.importance.cumulative import score_curve, similarity_curve
 from ais.importance.effects import EffectSums
 from ais.importance.similarity import alignment
+from tests.networks import MAPS, SIDE, small_backbone
 
 
 def test_by_hand():
@@ -87,6 +91,43 @@ def test_similarity_curve_equals_the_definition():
         kept = partial(embeddings, replacements, first, order[:added])
         for row, (subset, human) in enumerate(humans):
             assert curves[row, added] == pytest.approx(alignment(kept[subset], human) ** 2, abs=1e-13)
+
+
+def test_similarity_curve_on_a_grid_is_the_same():
+    """Measured worst difference 2e-16."""
+    embeddings, replacements, first, order, rng = case()
+    humans = [(np.arange(9), np.corrcoef(rng.normal(size=(9, 5))))]
+    every = similarity_curve(embeddings, replacements, first, order, humans)
+    for counts in ([0, 12], [0, 1, 2, 5, 9, 12], [0, 3, 4]):
+        found = similarity_curve(embeddings, replacements, first, order, humans, np.array(counts))
+        np.testing.assert_allclose(found, every[:, counts], rtol=0, atol=2e-15)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "end of a residual block",
+        "end of a dense block",
+        "flatten to linear",
+        "concatenate, flatten to linear",
+        "strided, dilated, padded convolution",
+        "convolution within a dense block",
+        "squeeze and excitation",
+        "two paths",
+    ],
+)
+def test_embeddings_along_equal_the_reference(name):
+    """A hook and the whole network for each number of maps, in float64. Measured worst error 5e-16."""
+    backbone = small_backbone(name)
+    images = torch.rand(3, 3, SIDE, SIDE, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    order, counts = np.random.default_rng(2).permutation(MAPS), np.array([0, 1, 3, 4, MAPS])
+    maps, context = run_trunk(backbone.split, images)
+    with torch.no_grad():
+        found = torch.stack(list(embeddings_along(backbone.split, maps, context, order, counts)))
+        torch.testing.assert_close(found[-1], backbone(images), rtol=0, atol=1e-14)
+    expected = embeddings_along_reference(backbone, images, order, counts)
+    assert (expected[0] - expected[-1]).abs().max() > 1e-2
+    torch.testing.assert_close(found, expected, rtol=0, atol=4e-15)
 
 
 def test_score_curve_equals_the_definition():

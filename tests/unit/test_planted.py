@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ais.errors import StorageError
-from ais.planted import PlantedImage, PlantedSet, PlantedSpec, load_mask, make_planted
+from ais.planted import PlantedImage, PlantedSet, PlantedSpec, load_mask, make_planted, write_judgments
 
 SPEC = PlantedSpec(count=60, seed=5)
 
@@ -165,3 +166,22 @@ def test_impossible_specs_are_refused(wrong):
 def test_a_mask_that_does_not_exist_is_an_error(planted):
     with pytest.raises(FileNotFoundError):
         load_mask(planted.directory, "planted-99999.png")
+
+
+def test_judgments_shuffle_what_a_head_sees_and_leave_the_test_images_alone(tmp_path: Path) -> None:
+    planted = make_planted(tmp_path, PlantedSpec(count=40, size=64))
+    files = write_judgments(planted, test_share=0.35, validation_share=0.15)
+    true, shuffled = (list(csv.DictReader(path.open())) for path in (files.true, files.shuffled))
+    assert Counter(row["split"] for row in true) == {"train": 20, "validation": 6, "test": 14}
+    assert [float(row["score"]) for row in true] == [image.score for image in planted.images]
+    for mine, other in zip(true, shuffled, strict=True):
+        assert (mine["image"], mine["split"]) == (other["image"], other["split"])
+        assert mine["split"] != "test" or mine["score"] == other["score"]
+    assert sorted(row["score"] for row in true) == sorted(row["score"] for row in shuffled)
+    assert sum(a["score"] != b["score"] for a, b in zip(true, shuffled, strict=True)) > 20
+    test = [row["image"] for row in true if row["split"] == "test"]
+    assert [row["uri"] for row in csv.DictReader(files.test.open())] == test
+    judged = np.load(files.similarity)
+    assert judged["images"].tolist() == test
+    areas = {f"images/{image.name}": image.disc_area_px for image in planted.images}
+    assert judged["similarity"][2, 5] == pytest.approx(-abs(areas[test[2]] - areas[test[5]]) / 64**2)

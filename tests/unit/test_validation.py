@@ -5,7 +5,7 @@ Nothing is faked. The job's backbone is an untrained ResNet-18 on 96 × 96 pixel
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -19,11 +19,12 @@ from torchvision.models import resnet18
 
 from ais.backbones import Backbone, BackboneSpec, TailKind, families, load_backbone, register
 from ais.config import ValidateConfig, load_config
-from ais.errors import RatingsError, RunError
+from ais.errors import ConfigError, RatingsError, RunError
 from ais.explainer import Explainer
 from ais.heads import HeadEnsemble, RegressionHead, save_head
 from ais.images import decode_image
-from ais.importance.similarity import alignment, collective_ais_reference
+from ais.importance.adding import embeddings_along_reference
+from ais.importance.similarity import SimilarityError, alignment, collective_ais_reference, similarity_of
 from ais.planted import PlantedSpec, make_planted
 from ais.runs import write_table
 from ais.storage import Storage
@@ -42,15 +43,19 @@ from ais.validation.faithfulness import (
 from ais.validation.heads import correlation_between, correlation_with_each, random_heads, rank_correlation
 from ais.validation.intervals import Mean, bootstrap_mean, corrected_mean
 from ais.validation.localisation import localisation, mask_overlap
+from ais.validation.measure import Subject, run_ratings_protocol
 from ais.validation.protocol import (
     Coordinates,
     CumulativeCurve,
     HeadWeights,
     fold_images,
+    number_grid,
     ratings_protocol,
     score_measures,
     similarity_protocol,
+    similarity_protocol_of,
 )
+from ais.validation.separation import Separation, mask_on_cells, mask_response
 from jobs.validate import main
 from tests.networks import MAPS, SIDE, small_backbone
 
@@ -153,6 +158,11 @@ def protocol_reference(
             )
 
 
+class InFloat64(Subject):
+    def batches(self, pixels: np.ndarray) -> Iterator[torch.Tensor]:
+        return (images.double() for images in super().batches(pixels))
+
+
 class TestProtocol:
     def test_ratings_equal_the_reference(self) -> None:
         """Measured worst error 4e-15."""
@@ -203,6 +213,51 @@ class TestProtocol:
 
         found = similarity_protocol(coordinates, human, folds=4, seeds=2)
         protocol_reference(found["R²"], 20, ais, value, np.argmax, 4, 2)
+
+    @pytest.mark.parametrize("name", ["end of a residual block", "flatten to linear", "squeeze and excitation"])
+    def test_ratings_with_any_tail_equal_the_reference(self, name: str) -> None:
+        """The three kinds of tail, against a hook and the whole network. Measured worst error 9e-16."""
+        backbone, rng = small_backbone(name), np.random.default_rng(0)
+        head = HeadEnsemble([small_head(backbone, seed) for seed in (0, 1)])
+        pixels = rng.integers(0, 255, (12, SIDE, SIDE, 3), dtype=np.uint8)
+        subject = InFloat64(backbone=backbone, head=head, batch_size=5)
+        images = torch.cat(list(subject.batches(pixels)))
+
+        @torch.no_grad()
+        def score(kept: np.ndarray) -> np.ndarray:
+            order = np.append(kept, np.setdiff1d(np.arange(MAPS), kept))
+            return head(embeddings_along_reference(backbone, images, order, np.array([len(kept)]))[0]).numpy()
+
+        everything = np.arange(MAPS)
+        scores = score(everything)
+        ratings = scores + scores.std() * rng.normal(size=12)
+        ablated = np.stack([score(np.delete(everything, k)) for k in everything], axis=1)
+
+        def ais(train: np.ndarray) -> np.ndarray:
+            return (np.abs(ablated - ratings[:, None]) - np.abs(scores - ratings)[:, None])[train].mean(0)
+
+        def rmse(kept: np.ndarray, rows: np.ndarray) -> float:
+            return float(np.sqrt(np.mean((score(kept) - ratings)[rows] ** 2)))
+
+        found = run_ratings_protocol(subject, pixels, ratings, folds=3, seeds=1, numbers=None)
+        protocol_reference(found["RMSE"], 12, ais, rmse, np.argmin, 3, 1)
+
+    def test_similarity_of_any_tail_equals_channelwise(self) -> None:
+        """Measured worst difference 4e-15."""
+        coordinates, rng = case()
+        human = np.corrcoef(rng.normal(size=(20, 6)))
+        counts = number_grid(12, 5)
+
+        def along(order: np.ndarray) -> np.ndarray:
+            return np.stack([similarity_of(kept_only(coordinates, order[:count])) for count in counts])
+
+        ablated = np.stack([similarity_of(kept_only(coordinates, np.delete(np.arange(12), k))) for k in range(12)])
+        intact = similarity_of(coordinates.embeddings)
+        found = similarity_protocol_of(ablated, intact, along, counts, human, 4, 2, threads=1)["R²"]
+        expected = similarity_protocol(coordinates, human, 4, 2, numbers=5)["R²"]
+        for order in ("ais", "random", "reversed"):
+            assert found.orders[order].maps.tolist() == expected.orders[order].maps.tolist()
+            np.testing.assert_allclose(found.orders[order].test, expected.orders[order].test, rtol=0, atol=4e-14)
 
     def test_folds_test_every_image_once_and_train_on_the_others(self) -> None:
         parts = [fold_images(23, 5, 4, fold) for fold in range(5)]
@@ -440,6 +495,50 @@ class TestLocalisation:
         assert elsewhere.hits == pytest.approx([0])
 
 
+class TestSeparation:
+    def test_response_by_hand(self) -> None:
+        maps = np.array([[[[5.0, 1], [2, 3]], [[-1, 0], [0, -2]], [[0, 4], [4, 9]]]])
+        inside = np.array([[[True, False], [False, True]]])
+        # Map 0: 5 beats 1 and 2, 3 beats 1 and 2. Map 1 is nowhere positive: all ties. Map 2: 0 loses twice, 9 wins.
+        assert mask_response(maps, inside).tolist() == [[1, 0.5, 0.5]]
+        assert np.isnan(mask_response(maps, np.ones((1, 2, 2), bool))).all()
+
+    def test_response_is_the_area_under_the_curve(self) -> None:
+        rng = np.random.default_rng(0)
+        maps, inside = rng.normal(size=(3, 4, 5, 5)).round(1), rng.random((3, 5, 5)) < 0.3
+        rectified = np.maximum(maps, 0)
+        expected = [
+            [np.mean([(a > b) + 0.5 * (a == b) for a in values[cells] for b in values[~cells]]) for values in image]
+            for image, cells in zip(rectified, inside, strict=True)
+        ]
+        np.testing.assert_allclose(mask_response(maps, inside), expected, rtol=0, atol=1e-12)
+
+    def test_mask_on_cells_by_hand(self) -> None:
+        mask = np.zeros((6, 8), bool)
+        mask[0:3, 2:6] = True
+        # Cells of 4 × 3 pixels whose first column begins 2 pixels left of the image: it is half outside.
+        found = mask_on_cells(mask, np.array([-2, 0, 6, 6]), (2, 2))
+        assert found.tolist() == [[False, True], [False, False]]
+        # Of cells of 4 × 3 pixels from 0, each upper one is half covered: not more than half.
+        assert not mask_on_cells(mask, np.array([0, 0, 8, 6]), (2, 2)).any()
+        assert mask_on_cells(mask, np.array([0.5, 0, 8.5, 6]), (2, 2)).tolist() == [[True, False], [False, False]]
+
+    def test_maps_that_respond_are_told_apart(self) -> None:
+        """Half of 40 maps respond, and have a higher AIS in one case and not in the other."""
+        rng = np.random.default_rng(0)
+        response = np.repeat([0.7, 0.5], 20) + 0.1 * rng.normal(size=(30, 40))
+        random = rng.normal(size=(8, 40))
+        told = Separation(np.repeat([1.0, 0.0], 20) + rng.normal(size=(30, 40)), response, random)
+        assert told.correlation().outcome == told.lead().outcome == "shown"
+        assert told.random_correlations()[3] == pytest.approx(
+            stats.spearmanr(random[3], response.mean(0)).statistic, abs=1e-12
+        )
+        shuffled = Separation(rng.permuted(told.ais, axis=1), response, random)
+        assert shuffled.lead().outcome == "not shown"
+        response[4] = np.nan  # an image whose mask is on no cell
+        assert Separation(told.ais, response, random).correlation().n == 29
+
+
 register(
     BackboneSpec(
         name="resnet18_96",
@@ -531,7 +630,8 @@ class TestJob:
 
     def test_tables_hold_what_the_figures_are_made_of(self, planted: Path, tmp_path: Path) -> None:
         main(arguments(planted, tmp_path, "true", f"masks={planted}/masks", "images_limit=3", "steps=2", "folds=3"))
-        checks = {check["name"]: check for check in json.loads((tmp_path / "validation.json").read_text())["checks"]}
+        document = json.loads((tmp_path / "validation.json").read_text())
+        checks = {check["name"]: check for check in document["checks"]}
         areas = pq.read_table(tmp_path / "faithfulness.parquet").to_pandas()
         assert len(areas) == 3 * 2 * 2 * 5
         chosen = areas[(areas["fill"] == "mean") & (areas["mode"] == "insertion")].groupby("method")["area"].mean()
@@ -542,18 +642,40 @@ class TestJob:
         assert checks["RMSE stop random"]["value"] == pytest.approx(rmse["random"] - rmse["ais"])
         images = pq.read_table(tmp_path / "images.parquet").to_pandas()
         assert len(images) == COUNT - TRAINED
-        assert images["random_head_correlation"].notna().sum() == 3
+        for weighting in ("positive", "signed"):
+            recorded = document["heatmaps"]["random_head_correlation"][weighting]["value"]
+            assert images[f"random_head_correlation_{weighting}"].mean() == pytest.approx(recorded)
         assert checks["head predicts"]["value"] == pytest.approx(images["rating"].corr(images["score"]))
         located = pq.read_table(tmp_path / "localisation.parquet").to_pandas()
         hits = located[located["method"] == "ais"]
+        assert len(hits) == COUNT - TRAINED
         assert checks["pointing chance"]["value"] == pytest.approx((hits["hit"] - hits["chance"]).mean())
+        maps = pq.read_table(tmp_path / "maps.parquet").to_pandas()
+        assert checks["ais separates"]["value"] == pytest.approx(maps["ais"].corr(maps["response"], method="spearman"))
         assert load_config(ValidateConfig, ["--config", str(tmp_path / "config.yaml")], doc="").config.folds == 3
 
-    def test_a_tail_that_mixes_maps_has_no_protocol(self, planted: Path, tmp_path: Path) -> None:
-        limits = ("images_limit=2", "steps=2", "compute.chunk=64")
-        assert main(arguments(planted, tmp_path, "true", *limits, "backbone.layer=features.7.0.conv1")) == 0
+    def test_what_a_tail_that_mixes_maps_costs_is_said(
+        self, planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        more = ("backbone.layer=features.7.0.conv1", "protocol_counts=20", "folds=2", "--dry-run")
+        assert main([*arguments(planted, tmp_path, "true"), *more]) == 0
+        assert "6 fits × 3 orders × 20 numbers of maps × 50 images = 18,000 passes" in capsys.readouterr().out
+
+    def test_the_protocol_can_be_left_out(self, planted: Path, tmp_path: Path) -> None:
+        assert (
+            main(
+                [
+                    *arguments(planted, tmp_path, "true"),
+                    "images_limit=2",
+                    "steps=2",
+                    "protocol=false",
+                    "protocol_images=15",
+                ]
+            )
+            == 0
+        )
         document = json.loads((tmp_path / "validation.json").read_text())
-        assert document["protocol_refused"].startswith("what follows features.7.0.conv1 of resnet18_96 mixes the maps")
+        assert document["protocol_refused"] == "protocol=false"
         assert not any(check["name"].startswith("PLCC") for check in document["checks"])
         assert not (tmp_path / "protocol.parquet").exists()
 
@@ -570,6 +692,69 @@ class TestJob:
         assert main([*arguments(planted, tmp_path / "out", "true"), "--dry-run"]) == 0
         assert "50 rated, of the head's test split; 12 with deletion" in capsys.readouterr().out
         assert not (tmp_path / "out").exists()
+
+
+class TestSimilarityJob:
+    """The matrix says how alike the ratings of thirty images are."""
+
+    @pytest.fixture
+    def matrix(self, planted: Path) -> Path:
+        ratings = np.array([float(row["score"]) for row in csv.DictReader((planted / "true.csv").open())][:30])
+        names = np.array([f"images/planted-{index:05d}.png" for index in range(30)])
+        np.savez(planted / "human.npz", similarity=-np.abs(ratings[:, None] - ratings), images=names)
+        return planted / "human.npz"
+
+    def run(self, matrix: Path, out: Path, *more: str) -> dict[str, dict[str, float]]:
+        backbone = ["backbone.name=resnet18_96", "backbone.weights=random", "backbone.seed=0", "compute.device=cpu"]
+        assert main(["objective=similarity", f"matrix={matrix}", f"output={out}", "seeds=2", *backbone, *more]) == 0
+        document = json.loads((out / "validation.json").read_text())
+        assert (out / "verdict.txt").read_text().startswith(document["conclusion"])
+        return {check["name"]: check for check in document["checks"]}
+
+    def test_agreement_and_protocol(self, matrix: Path, planted: Path, tmp_path: Path) -> None:
+        checks = self.run(matrix, tmp_path)
+        backbone = load_backbone("resnet18_96", weights="random", seed=0)
+        explainer = Explainer(backbone, RegressionHead(512, 4))
+        names = np.load(matrix)["images"]
+        with torch.inference_mode():
+            images = explainer.preprocess([decode_image((planted / name).read_bytes()) for name in names])
+            embeddings = backbone(images).numpy()
+        expected = alignment(embeddings, np.load(matrix)["similarity"])
+        assert checks["model agrees"]["value"] == pytest.approx(expected, abs=1e-6)
+        assert checks["model agrees"]["low"] < expected < checks["model agrees"]["high"]
+        fits = pq.read_table(tmp_path / "protocol.parquet").to_pandas()
+        assert len(fits) == 2 * 5 * 3
+        assert len(pq.read_table(tmp_path / "curves.parquet")) == 3 * 513
+
+    def test_a_grid_measures_the_same_curve(self, matrix: Path, tmp_path: Path) -> None:
+        self.run(matrix, tmp_path / "all")
+        self.run(matrix, tmp_path / "grid", "protocol_counts=8")
+        curves = [pq.read_table(tmp_path / name / "curves.parquet").to_pandas() for name in ("all", "grid")]
+        joined = curves[0].merge(curves[1], on=["order", "maps"])
+        assert len(joined) == 3 * 9
+        np.testing.assert_allclose(joined["test_x"], joined["test_y"], rtol=0, atol=1e-10)
+
+    def test_a_tail_that_mixes_maps(self, matrix: Path, planted: Path, tmp_path: Path) -> None:
+        human = np.load(matrix)
+        small = tmp_path / "small.npz"
+        names = np.array([str(planted / name) for name in human["images"][:8]])
+        np.savez(small, similarity=human["similarity"][:8, :8], images=names)
+        more = ("backbone.layer=features.7.0.conv1", "protocol_counts=2", "folds=2", "seeds=1", "compute.chunk=64")
+        checks = self.run(small, tmp_path, *more)
+        assert set(checks) == {"model agrees", *(f"R² {kind}" for kind in (
+            "along random", "along reversed", "stop random", "stop all"
+        ))}  # fmt: skip
+
+    def test_refused(self, matrix: Path, tmp_path: Path) -> None:
+        more = ["backbone.name=resnet18_96", "backbone.weights=random", "backbone.seed=0", f"output={tmp_path}"]
+        with pytest.raises(SimilarityError, match="30 images were compared; 11 folds need at least 33"):
+            main(["objective=similarity", f"matrix={matrix}", "folds=11", *more])
+        with pytest.raises(
+            ConfigError, match=r"matrix: required with objective=similarity(?s:.*)backbone.name: required"
+        ):
+            main(["objective=similarity", f"output={tmp_path}"])
+        with pytest.raises(ConfigError, match=r'ratings.path: "r.csv" has no use with objective=similarity'):
+            main(["objective=similarity", f"matrix={matrix}", "ratings.path=r.csv", *more])
 
 
 def test_the_production_example_loads() -> None:
