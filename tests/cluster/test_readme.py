@@ -62,7 +62,7 @@ def commands(text: str) -> list[Command]:
             whole = whole[:-1] + lines[index]
         if fenced and line.startswith("$ "):
             found.append(Command(index + 1, shlex.split(whole[2:], comments=True), []))
-        elif re.match(r" {4}(make|kubectl|docker|export|\.venv/bin/\w+) ", line):
+        elif re.match(r" {4,}(make|kubectl|docker|export|\.venv/bin/\w+) ", line):
             found.append(Command(index + 1, shlex.split(whole, comments=True), []))
         elif fenced and found:
             found[-1].output.append(line)

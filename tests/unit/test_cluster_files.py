@@ -198,9 +198,14 @@ def test_the_image_is_pinned_and_holds_no_weights() -> None:
 
 
 def commands() -> list[str]:
-    """Every command of ours in the files of `cluster/` and in the README, with its lines joined."""
+    """Every command of ours in the files of `cluster/` , the README and docs/scaling-out.md, with its lines joined."""
     found = []
-    for path in [*FOLDER.glob("*.yaml"), *FOLDER.glob("kuberay/*.yaml"), ROOT / "README.md"]:
+    for path in [
+        *FOLDER.glob("*.yaml"),
+        *FOLDER.glob("kuberay/*.yaml"),
+        ROOT / "README.md",
+        ROOT / "docs" / "scaling-out.md",
+    ]:
         text = re.sub(r"\\\n[#\s]*", "", path.read_text())
         found += re.findall(r"python (?:jobs|cluster)/\w+\.py[^\n`#&|]*", text)
     cron = manifest("cronjob.yaml")["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]
