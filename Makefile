@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SETUP := $(VENV)/.set-up
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup demo validate-demo test check format bench gpu-test browser-test clean
+.PHONY: help setup demo validate-demo test check format bench gpu-bench gpu-test browser-test clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -41,6 +41,9 @@ format: $(SETUP) ## let ruff format and fix what it can
 bench: $(SETUP) ## ratios that show the speed, measured side by side, into README.md (at most 20 minutes)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	$(BIN)/python -m tests.benchmarks
+
+gpu-bench: $(SETUP) ## every backbone on the GPU, part by part, against what the card can do (tests/benchmarks/results)
+	$(BIN)/python -m tests.benchmarks.gpu
 
 gpu-test: $(SETUP) ## tests that need a CUDA device; they fail where there is none
 	$(PYTEST) --override-ini addopts= -q tests/gpu

@@ -254,8 +254,13 @@ class ComputeConfig(_Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto: a GPU where the actor finds one, otherwise the CPU."
     )
-    precision: Literal["float32", "bfloat16"] = Field(
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="Of the trunk; tail, head and differences are float32 always."
+    )
+    compile: bool = Field(
+        default=False,
+        description="Compile the trunk with torch.compile: the first batches wait for it, all others are faster on a"
+        " GPU.",
     )
     batch_size: Count | None = Field(
         default=None, description="Images per forward pass; null: chosen by backbone and device."

@@ -16,6 +16,7 @@ from ais.errors import BackboneError
 from ais.heads import HeadEnsemble, RegressionHead, as_ensemble, check_belongs
 from ais.heatmaps import Weighting, heatmap_boxes, heatmap_weights, weighted_maps
 from ais.images import Geometry, as_rgb_array
+from ais.passes import Passes
 from ais.picture import Explained, Picture, draw
 
 if TYPE_CHECKING:
@@ -121,7 +122,8 @@ class Explainer:
         preprocessing: ``"center_crop"`` or ``"letterbox"``.
         batch_size: images in one pass.
         chunk: maps ablated at once where the tail has to be run; chosen by size if not given.
-        trunk_dtype: ``torch.bfloat16`` runs the trunk in lower precision; tail, head and differences stay float32.
+        trunk_dtype: ``torch.bfloat16`` or ``torch.float16`` runs the trunk in lower precision; tail, head and
+            differences stay float32.
 
     Raises:
         HeadError: the head does not belong to this backbone, weights or preprocessing.
@@ -149,6 +151,7 @@ class Explainer:
         self.batch_size = batch_size
         self.chunk = chunk
         self.trunk_dtype = trunk_dtype
+        self.passes = Passes()
         self.importance: Tensor | None = None
         if importance is not None:
             # A copy: the vector may be a read-only view of a file.
@@ -205,13 +208,33 @@ class Explainer:
         Returns:
             scores ``(B,)`` and their standard deviation over the heads ``(B,)``, on the CPU.
         """
-        images = self.backbone.normalise(pixels.to(self.device, non_blocking=True))
-        if self.backbone.layer is None:
-            each = self.head.each(self.backbone(images))
-        else:
-            maps, context = run_trunk(self.backbone.split, images, self.trunk_dtype)
-            each = self.head.each(self.backbone.split.tail(maps, *context))
+        each = torch.cat(self.passes.run(lambda part: self._score(pixels[part]), len(pixels)), dim=1)
         return each.mean(0).cpu(), _spread(each).cpu()
+
+    @torch.inference_mode()
+    def heatmap_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what a run keeps of one batch of preprocessed pixels, and nothing that it does not.
+
+        Args:
+            pixels: ``(B, S, S, 3)`` uint8, as `ais.images.Geometry.apply` makes them.
+
+        Returns:
+            scores ``(B,)``, their standard deviation over the heads ``(B,)`` and heatmaps ``(B, h, w)``, on the CPU.
+
+        Raises:
+            BackboneError: this backbone refuses heatmaps.
+        """
+
+        def run(part: slice) -> tuple[Tensor, Tensor]:
+            found = self._explain(pixels[part])
+            return found.each, found.heatmaps
+
+        parts = self.passes.run(run, len(pixels))
+        each = torch.cat([each for each, _ in parts], dim=1)
+        heatmaps = torch.cat([heatmaps for _, heatmaps in parts])
+        # One copy off the device: each is a wait for everything before it.
+        packed = torch.cat([each.mean(0)[:, None], _spread(each)[:, None], heatmaps.flatten(1)], dim=1).cpu()
+        return packed[:, 0], packed[:, 1], packed[:, 2:].reshape(heatmaps.shape)
 
     @torch.inference_mode()
     def explain_pixels(self, pixels: Tensor, boxes: Tensor) -> Explanation:
@@ -224,32 +247,46 @@ class Explainer:
         Raises:
             BackboneError: this backbone refuses heatmaps.
         """
-        images = self.backbone.normalise(pixels.to(self.device, non_blocking=True))
-        split, layer = self.backbone.split, self.backbone.layer
+        # Each pass leaves the device before the next one.
+        parts = self.passes.run(lambda part: self._explain(pixels[part]).on_cpu(), len(pixels))
+        layer = self.backbone.layer
         assert layer is not None, "a backbone that can be split has a layer"
-        ablated_scores = None
-        if self.importance is None:
-            result = ablate(self.backbone, self.head, images, chunk=self.chunk, trunk_dtype=self.trunk_dtype)
-            each, maps, importance = result.scores_each, result.feature_maps, result.effects
-            ablated_scores = (result.scores[:, None] - result.effects).cpu()
-        else:
-            maps, context = run_trunk(split, images, self.trunk_dtype)
-            each = self.head.each(split.tail(maps, *context))
-            importance = self.importance.expand(len(maps), -1)
-        heatmaps = weighted_maps(heatmap_weights(importance, self.weighting), maps)
+        each = torch.cat([part.each for part in parts], dim=1)
+        importance = torch.cat([part.importance for part in parts])
+        scores = each.mean(0)
         return Explanation(
-            scores=each.mean(0).cpu(),
-            score_stds=_spread(each).cpu(),
-            importance=importance.cpu(),
-            ablated_scores=ablated_scores,
-            feature_maps=maps.cpu(),
-            heatmaps=heatmaps.cpu(),
+            scores=scores,
+            score_stds=_spread(each),
+            importance=importance,
+            ablated_scores=scores[:, None] - importance if self.importance is None else None,
+            feature_maps=torch.cat([part.feature_maps for part in parts]),
+            heatmaps=torch.cat([part.heatmaps for part in parts]),
             boxes=boxes.cpu(),
             heatmap_boxes=torch.from_numpy(heatmap_boxes(boxes.numpy(force=True), layer.extent, pixels.shape[1])),
             weighting=self.weighting,
             backbone=f"{self.backbone.spec.name}, layer {layer.name}",
             untrained=self.backbone.untrained,
         )
+
+    def _score(self, pixels: Tensor) -> Tensor:
+        """Scores ``(K, B)`` of every head, on the device."""
+        images = self.backbone.normalise(to_device(pixels, self.device))
+        if self.backbone.layer is None:
+            return self.head.each(self.backbone(images))
+        maps, context = run_trunk(self.backbone.split, images, self.trunk_dtype)
+        return self.head.each(self.backbone.split.tail(maps, *context))
+
+    def _explain(self, pixels: Tensor) -> _Found:
+        images = self.backbone.normalise(to_device(pixels, self.device))
+        split = self.backbone.split
+        if self.importance is None:
+            result = ablate(self.backbone, self.head, images, chunk=self.chunk, trunk_dtype=self.trunk_dtype)
+            each, maps, importance = result.scores_each, result.feature_maps, result.effects
+        else:
+            maps, context = run_trunk(split, images, self.trunk_dtype)
+            each = self.head.each(split.tail(maps, *context))
+            importance = self.importance.expand(len(maps), -1)
+        return _Found(each, importance, maps, weighted_maps(heatmap_weights(importance, self.weighting), maps))
 
     def _pixels(self, images: Sequence[Image | np.ndarray]) -> tuple[Tensor, Tensor]:
         prepared = [self.geometry.apply(as_rgb_array(image)) for image in images]
@@ -259,6 +296,26 @@ class Explainer:
     def _batches(self, images: Sequence[Image | np.ndarray]) -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, len(images), self.batch_size):
             yield self._pixels(images[start : start + self.batch_size])
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Of one pass: scores of each head ``(K, B)``, AIS ``(B, C)``, feature maps and heatmaps."""
+
+    each: Tensor
+    importance: Tensor
+    feature_maps: Tensor
+    heatmaps: Tensor
+
+    def on_cpu(self) -> _Found:
+        return _Found(self.each.cpu(), self.importance.cpu(), self.feature_maps.cpu(), self.heatmaps.cpu())
+
+
+def to_device(pixels: Tensor, device: torch.device) -> Tensor:
+    """Copy pixels to a device; to a GPU through pinned memory, so that nobody waits for the copy."""
+    if device.type != "cuda":
+        return pixels.to(device)
+    return pixels.pin_memory().to(device, non_blocking=True)
 
 
 def geometry_of(spec: BackboneSpec, preprocessing: str) -> Geometry:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +91,11 @@ class Backbone(nn.Module):
             )
         return split
 
+    def compile_trunk(self, backend: str = "inductor") -> None:
+        """Let `torch.compile` make the trunk faster; the first passes, and those of another size, wait for it."""
+        compiled = cast(nn.Module, torch.compile(self.split.trunk, backend=backend))
+        object.__setattr__(self, "_split", replace(self.split, trunk=compiled))
+
     def train(self, mode: bool = True) -> Backbone:  # noqa: ARG002 - the signature of nn.Module
         """Stay in eval mode: a frozen backbone's batch-norm statistics never move, also while a head trains."""
         return super().train(False)
@@ -140,6 +146,9 @@ def load_backbone(
     else:
         network = build_from_file(spec, path)
     network = spec.adapt(network).eval().to(device)
+    if torch.device(device).type == "cuda":
+        # What `Backbone.normalise` makes of pixels is in this order already, and tensor cores want it.
+        network = network.to(memory_format=torch.channels_last)
     probe = torch.zeros(1, 3, spec.input_size, spec.input_size, device=device)
     split, info = _cut(spec, network, layer, probe)
     if split is not None:

@@ -66,9 +66,12 @@ class BackboneSource:
 
 
 def choose_device(device: str) -> str:
-    """Return ``"cuda"`` or ``"cpu"``; decided where the actor runs, not where the job was started."""
+    """Return ``"cuda"`` or ``"cpu"``, made ready; decided where the actor runs, not where the job was started."""
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        # Where float32 is asked for it is meant: torch would let convolutions round to 10 bits.
+        torch.backends.cudnn.allow_tf32 = False
     return device
 
 
@@ -83,6 +86,7 @@ class Score:
         threads: of torch on the CPU.
         precision: of the trunk.
         progress: the `Meter` that counts, or ``None``.
+        compile_trunk: by `torch.compile`.
         options: further ones of `ais.Explainer`.
     """
 
@@ -97,19 +101,24 @@ class Score:
         threads: int | None,
         precision: str,
         progress: Any = None,
+        compile_trunk: bool = False,
         **options: Any,
     ) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
         self._device = choose_device(device)
+        backbone = source.load(self._device)
+        if compile_trunk:
+            backbone.compile_trunk()
         self._explainer = Explainer(
-            source.load(self._device),
+            backbone,
             load_head(head, source.storage),
             preprocessing=preprocessing,
             trunk_dtype=getattr(torch, precision),
             **options,
         )
         self._progress = progress
+        self._told: int | None = None
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Work on the rows that have pixels; rows with an error pass through."""
@@ -121,8 +130,7 @@ class Score:
         good = np.flatnonzero(stages == "")
         if len(good):
             pixels = unpack(batch["pixels"], (side, side, 3), np.uint8)[good]
-            boxes = unpack(batch["box"], (4,), np.float32)[good]
-            for name, found in self._values(torch.from_numpy(pixels), torch.from_numpy(boxes)).items():
+            for name, found in self._values(torch.from_numpy(pixels)).items():
                 values[name][good] = found.numpy()
             finite = np.ones(len(good), bool)
             for name in values.keys() - {"score_std"}:  # which a single head does not have
@@ -136,6 +144,9 @@ class Score:
                 "decode": float(pc.sum(batch["decode_s"]).as_py()),
             }
             self._progress.batch(stages, reasons, self._device, time.perf_counter() - started, waited)
+            if self._explainer.passes.limit != self._told:
+                self._told = self._explainer.passes.limit
+                self._progress.out_of_memory(self._told)
         spreads = pa.array(values.pop("score_std"))
         columns = {name: pa.array(found) if found.ndim == 1 else pack(found) for name, found in values.items()}
         columns |= {
@@ -151,7 +162,7 @@ class Score:
         """What rows with an error hold in each column."""
         return {name: np.full(count, np.nan, np.float32) for name in ("score", "score_std")}
 
-    def _values(self, pixels: Tensor, boxes: Tensor) -> dict[str, Tensor]:  # noqa: ARG002 - heatmaps need the boxes
+    def _values(self, pixels: Tensor) -> dict[str, Tensor]:
         scores, spreads = self._explainer.score_pixels(pixels)
         return {"score": scores, "score_std": spreads}
 
@@ -169,6 +180,6 @@ class Explain(Score):
         assert layer is not None
         return super()._without_values(count) | {"heatmap": np.zeros((count, *layer.map_shape[1:]), np.float32)}
 
-    def _values(self, pixels: Tensor, boxes: Tensor) -> dict[str, Tensor]:
-        result = self._explainer.explain_pixels(pixels, boxes)
-        return {"score": result.scores, "score_std": result.score_stds, "heatmap": result.heatmaps}
+    def _values(self, pixels: Tensor) -> dict[str, Tensor]:
+        scores, spreads, heatmaps = self._explainer.heatmap_pixels(pixels)
+        return {"score": scores, "score_std": spreads, "heatmap": heatmaps}

@@ -57,6 +57,11 @@ def summarise(prepared: Prepared, record: dict[str, Any], work: Work, wall_s: fl
             "wall_s": round(wall_s, 2),
             "pipeline_s": round(work.pipeline_s, 2),
             "images_per_s": round(work.images / work.pipeline_s, 2) if work.images else None,
+            # Until the first batch: workers started, models loaded. Then the steady state.
+            "first_batch_s": round(work.pace.first_s, 2) if work.pace else None,
+            "steady_images_per_s": round(work.pace.per_s, 2) if work.pace and work.pace.per_s else None,
+            # Of compute.batch_size images no more fitted into the memory of the device.
+            "images_per_pass": work.pace.fitting if work.pace else None,
             "stage_s": {stage: round(seconds, 2) for stage, seconds in work.stage_s.items()},
         },
         "results": run.results.address,
@@ -126,6 +131,8 @@ def print_summary(summary: dict[str, Any]) -> None:
             print(f"            {count:>7,}  {reason}")
     if summary.get("pictures_not_rendered"):
         print(f"pictures    {summary['pictures_not_rendered']:,} images could not be read again to be rendered")
+    if start.get("images_per_pass"):
+        print(f"memory      batches were too large for the device: passes of {start['images_per_pass']} images fitted")
     if start["stage_s"]:
         print("seconds     " + ", ".join(f"{stage} {seconds:,}" for stage, seconds in start["stage_s"].items()))
     if "pictures" in summary:

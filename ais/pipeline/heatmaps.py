@@ -24,7 +24,7 @@ from ais.pipeline.columns import pack, replace
 from ais.pipeline.explain import BackboneSource, Explain, Score
 from ais.pipeline.fetch import FetchDecode, Pictures
 from ais.pipeline.manifest import manifest_rows
-from ais.pipeline.progress import Progress
+from ais.pipeline.progress import Pace, Progress
 from ais.pipeline.render import Render
 from ais.pipeline.sink import PngSink, RunSink
 from ais.runs import Run
@@ -78,12 +78,14 @@ class Work:
         pipeline_s: seconds from the first stage's start to the last shard.
         stage_s: seconds spent in each stage, summed over images and workers.
         pictures_failed: images chosen for a picture that could not be read again.
+        pace: start-up and steady state of the scoring; ``None`` where there was nothing to do.
     """
 
     images: int
     pipeline_s: float
     stage_s: dict[str, float]
     pictures_failed: int = 0
+    pace: Pace | None = None
 
 
 def run_heatmaps(run: Run, plan: HeatmapPlan, listed: int) -> Work:
@@ -100,17 +102,20 @@ def run_heatmaps(run: Run, plan: HeatmapPlan, listed: int) -> Work:
     started = time.monotonic()
     done = run.recover(listed)
     images, seconds = int((~done).sum()), Counter[str]()
+    pace: Pace | None = None
     for _ in range(_ROUNDS):
         if done.all():
             break
-        seconds.update(_score_and_explain(run, plan, done))
+        spent, paced = _score_and_explain(run, plan, done)
+        seconds.update(spent)
+        pace = pace or paced  # of the first round; a further one is for what stragglers left
         done = run.recover(listed)  # what a straggler of a killed start wrote beside this one is cleared away
     late = plan.cells is not None and plan.png.selection.kind in ("top", "bottom")
     pictures_failed = render_selected(run, plan) if late else 0
-    return Work(images, time.monotonic() - started, dict(seconds), pictures_failed)
+    return Work(images, time.monotonic() - started, dict(seconds), pictures_failed, pace)
 
 
-def _score_and_explain(run: Run, plan: HeatmapPlan, done: np.ndarray) -> dict[str, float]:
+def _score_and_explain(run: Run, plan: HeatmapPlan, done: np.ndarray) -> tuple[dict[str, float], Pace | None]:
     quiet_ray_data()
     left = int((~done).sum())
     pools = cluster_pools(plan.compute, left)
@@ -129,6 +134,7 @@ def _score_and_explain(run: Run, plan: HeatmapPlan, done: np.ndarray) -> dict[st
                 "device": plan.compute.device,
                 "threads": pools.scoring_threads,
                 "precision": plan.compute.precision,
+                "compile_trunk": plan.compute.compile,
                 "progress": progress.counter,
                 **_heatmap_options(plan),
             },
@@ -140,7 +146,7 @@ def _score_and_explain(run: Run, plan: HeatmapPlan, done: np.ndarray) -> dict[st
             rows.write_datasink(sink, ray_remote_args={"num_cpus": pools.task_cpus})
         except ray.exceptions.RayError as error:
             raise _stopped(run, error) from error
-    return dict(sink.totals)
+        return dict(sink.totals), progress.pace()
 
 
 def _heatmap_options(plan: HeatmapPlan) -> dict[str, Any]:

@@ -84,3 +84,7 @@ class Meter:
             known.images_failed.inc(count, {"run": self._run, "stage": stage, "reason": reason})
         for stage, seconds in stage_s.items():
             spent(self._run, stage, seconds)
+
+    def out_of_memory(self, images: int) -> None:
+        """Note that no more than so many images fit into one pass."""
+        self._counter.out_of_memory.remote(images)

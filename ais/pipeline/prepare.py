@@ -154,6 +154,10 @@ def prepare_heatmaps(config: HeatmapsConfig, spec: BackboneSpec | None = None, *
             f"compute.precision: {config.compute.precision} is that of the trunk, and {spec.name} is not cut into "
             "trunk and tail; set float32"
         )
+    if layer is None and config.compute.compile:
+        raise ConfigError(
+            f"compute.compile: the trunk is compiled, and {spec.name} is not cut into trunk and tail; set false"
+        )
     config = config.model_copy(
         update={
             "backbone": BackboneOverrides(**{**model.backbone.model_dump(), "layer": layer.name if layer else None}),
@@ -167,7 +171,7 @@ def prepare_heatmaps(config: HeatmapsConfig, spec: BackboneSpec | None = None, *
         "layer": layer.name if layer else None,
         "preprocessing": preprocessing_fingerprint(spec, mode),
         "head": record.sha256,
-        "precision": config.compute.precision,
+        "precision": config.compute.precision + (", compiled" if config.compute.compile else ""),
         "limits": config.limits.model_dump(),
     }
     cells = None

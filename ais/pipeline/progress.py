@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -17,15 +19,47 @@ class Counter:
     def __init__(self) -> None:
         self._rows = 0
         self._errors = 0
+        self._first: tuple[float, int] | None = None
+        self._last = 0.0
+        self._fitting: int | None = None
 
     def add(self, rows: int, errors: int) -> None:
         """Count finished rows, errors among them."""
         self._rows += rows
         self._errors += errors
+        self._last = time.time()
+        self._first = self._first or (self._last, self._rows)
+
+    def out_of_memory(self, images: int) -> None:
+        """Note how many images fit into one pass of a device that took no more; the least of all devices counts."""
+        self._fitting = min(images, self._fitting or images)
 
     def read(self) -> tuple[int, int]:
         """Return rows and errors so far."""
         return self._rows, self._errors
+
+    def pace(self, since: float) -> Pace | None:
+        """Return when the first batch was there, seen from ``since``, and how fast the others followed."""
+        if self._first is None:
+            return None
+        first, before = self._first
+        after = self._last - first
+        return Pace(first - since, (self._rows - before) / after if after > 0 else None, self._fitting)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How a stage went, start-up and steady state apart.
+
+    Args:
+        first_s: seconds until the first batch was finished.
+        per_s: rows a second from then on; ``None`` where there was one batch.
+        fitting: rows in one pass of the network where memory took no more; ``None`` where all fitted.
+    """
+
+    first_s: float
+    per_s: float | None
+    fitting: int | None = None
 
 
 class Progress(ProgressLine):
@@ -39,6 +73,7 @@ class Progress(ProgressLine):
 
     def __init__(self, what: str, total: int, run: str | None = None) -> None:
         self._actor: Any = Counter.remote()  # type: ignore[attr-defined]
+        self._created = time.time()
         self._run = run
         self._label = run or what
         self.counter = Meter(self._actor, self._label)
@@ -53,3 +88,7 @@ class Progress(ProgressLine):
         rows, errors = ray.get(self._actor.read.remote(), timeout=10)
         metrics().images_left.set(self._total - rows, {"run": self._label})
         return rows, errors
+
+    def pace(self) -> Pace | None:
+        """Return how it went so far; ``None`` before the first batch."""
+        return ray.get(self._actor.pace.remote(self._created))
