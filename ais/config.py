@@ -595,9 +595,8 @@ class ScoreConfig(_Section):
 
     def as_heatmaps(self) -> HeatmapsConfig:
         """The same as a configuration of the main job, for what both have in common."""
-        return HeatmapsConfig.model_construct(
-            **{key: getattr(self, key) for key in HeatmapsConfig.model_fields if key != "run_id"}, run_id=self.tick
-        )
+        shared = HeatmapsConfig.model_fields.keys() & type(self).model_fields.keys()
+        return HeatmapsConfig.model_construct(**{key: getattr(self, key) for key in shared}, run_id=self.tick)
 
 
 class TrainConfig(_Section):

@@ -5,7 +5,7 @@ OUTPUT/series. What a scheduler starts: runs do not overlap, an interrupted one 
 collection costs one listing.
 
 Exit codes: 0 done, or nothing to do, or another run is at it; 4 done, and a drift threshold says "look at me";
-1 the work stopped, or too many images failed; 2 the configuration is refused.
+1 the work stopped, or too many images failed; 2 the configuration is refused; 3 the lock was lost to another run.
 """
 
 import sys
