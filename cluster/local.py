@@ -5,7 +5,7 @@
     python cluster/local.py down
 
 The head has no CPUs for work. Nodes of two types, `gpu` and `cpu`, come with the demand and go when idle, moved by
-Ray's own autoscaler; only their GPUs are imaginary, so work on them runs on this machine's CPU. Everything of the
+Ray's own autoscaler; only their GPUs are imaginary: work on them runs on what this machine has. Everything of the
 cluster lives below one folder, and ending it touches no other Ray process. Linux only: it finds its processes in /proc.
 """
 
