@@ -270,6 +270,12 @@ def _own_ip() -> str:
     return str(get_node_ip_address())
 
 
+def split_command(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Split a command line at the first ``--``: our options, and the command after it."""
+    index = argv.index("--") if "--" in argv else len(argv)
+    return argv[:index], argv[index + 1 :]
+
+
 def main(argv: list[str]) -> int:
     """Start, end, or run a command on a cluster; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -280,15 +286,15 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--cpus", type=int, default=2, help="logical CPUs of each node")
     parser.add_argument("--idle", type=float, default=15, metavar="S", help="seconds without work until a node goes")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="for every process of it")
-    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="for run")
-    arguments = parser.parse_args(argv)
+    parser.epilog = "run takes a command, with its own arguments, after --"
+    options, command = split_command(argv)
+    arguments = parser.parse_args(options)
     types = (
         NodeType("gpu", arguments.cpus, 1, arguments.gpu_nodes),
         NodeType("cpu", arguments.cpus, 0, arguments.cpu_nodes),
     )
     environment = dict(pair.split("=", 1) for pair in arguments.env)
     cluster = LocalCluster(arguments.folder, types, idle_s=arguments.idle, environment=environment)
-    command = arguments.command[arguments.command[:1] == ["--"] :]
     if bool(command) != (arguments.action == "run"):
         parser.error("run needs a command after --, and only run takes one")
     if arguments.action == "down":

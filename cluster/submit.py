@@ -158,16 +158,19 @@ def _say(text: str) -> None:
 
 def main(argv: list[str]) -> int:
     """Read the command line, submit, follow; return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="the job's command follows after --",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--tick", required=True, help="of the schedule, such as a date: one submission each")
     parser.add_argument("--address", help="of the dashboard, such as http://127.0.0.1:8265")
     parser.add_argument("--attempts", type=int, default=3, help="submissions in all (default 3)")
     parser.add_argument("--patience", type=float, default=300, metavar="S", help="without an answer (default 300 s)")
     parser.add_argument("--working-dir", default=".", help="folder that goes along; 'none': the image has the code")
     parser.add_argument("--dry-run", action="store_true", help="print what would be submitted")
-    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND")
-    arguments = parser.parse_args(argv)
-    command = arguments.command[arguments.command[:1] == ["--"] :]
+    index = argv.index("--") if "--" in argv else len(argv)
+    arguments, command = parser.parse_args(argv[:index]), argv[index + 1 :]
     try:
         identity = submission_id(command, arguments.tick)
     except ValueError as error:

@@ -139,7 +139,8 @@ def bed() -> Iterator[TestBed]:
         "--idle=5",
         *(f"--env={key}={value}" for key, value in quick.items()),
     ]
-    up = subprocess.run([*LOCAL, "up", *options], cwd=ROOT, check=True, capture_output=True, text=True)
+    up = subprocess.run([*LOCAL, "up", *options], cwd=ROOT, capture_output=True, text=True)
+    assert up.returncode == 0, up.stderr
     cluster = LocalCluster(folder)
     try:
         assert up.stdout.splitlines() == [f"export {key}={value}" for key, value in cluster.variables.items()]

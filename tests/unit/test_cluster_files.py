@@ -198,7 +198,7 @@ def test_the_image_is_pinned_and_holds_no_weights() -> None:
 
 
 def commands() -> list[str]:
-    """Every command of ours in the files of `cluster/` , the README and docs/scaling-out.md, with its lines joined."""
+    """Every command of ours in the files of `cluster/`, the README and docs/scaling-out.md, with its lines joined."""
     found = []
     for path in [
         *FOLDER.glob("*.yaml"),

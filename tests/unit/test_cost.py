@@ -62,9 +62,9 @@ def test_the_command_says_what_is_measured_and_what_is_assumed(capsys: pytest.Ca
     assert "1,000,000,000" in text
     assert "ASSUMED: 30% of 70 TFLOP/s" in text
     assert measured["machine"] in text
-    # The README shows what the command prints.
-    readme = (RATES.parents[1] / "README.md").read_text().splitlines()
-    assert [line for line in text.splitlines() if line and f"    {line}" not in readme] == []
+    # The documents show what the command prints.
+    shown = (RATES.parents[1] / "docs" / "scaling-out.md").read_text().splitlines()
+    assert [line for line in text.splitlines() if line and f"    {line}" not in shown] == []
     assert main(["--images", "5e6", "--gpu-images-per-s", "1000", "--backbone", "vgg19"]) == 0
     text = capsys.readouterr().out
     assert "5,000,000" in text
