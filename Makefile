@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SETUP := $(VENV)/.set-up
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup demo validate-demo test check format bench gpu-bench gpu-test browser-test clean
+.PHONY: help setup demo validate-demo test check format bench chaos gpu-bench gpu-test browser-test clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -44,6 +44,9 @@ bench: $(SETUP) ## ratios that show the speed, measured side by side, into READM
 
 gpu-bench: $(SETUP) ## every backbone on the GPU, part by part, against what the card can do (tests/benchmarks/results)
 	$(BIN)/python -m tests.benchmarks.gpu
+
+chaos: $(SETUP) ## a run on S3 while machines die and requests fail, and what became of it (at most 15 minutes)
+	$(BIN)/python -m tests.chaos
 
 gpu-test: $(SETUP) ## tests that need a CUDA device; they fail where there is none
 	$(PYTEST) --override-ini addopts= -q tests/gpu

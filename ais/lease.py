@@ -23,7 +23,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -143,7 +143,14 @@ class Lease:
 
 
 @contextmanager
-def hold(folder: Folder, *, name: str = "lock", lease_s: float = 60.0, wait: bool = False) -> Iterator[Lease]:
+def hold(
+    folder: Folder,
+    *,
+    name: str = "lock",
+    lease_s: float = 60.0,
+    wait: bool = False,
+    notice: Callable[[str], object] = lambda _: None,
+) -> Iterator[Lease]:
     """Hold the lock of a folder while the block runs.
 
     A dead holder's lock is taken over at once where it can be seen that it is dead (the process was of this machine and
@@ -155,12 +162,13 @@ def hold(folder: Folder, *, name: str = "lock", lease_s: float = 60.0, wait: boo
         lease_s: seconds without renewal after which others may take over; renewed three times as often.
         wait: watch a holder of whom nothing is known until it renews its lease, which shows that it lives, or its
             lease expires. Otherwise it counts as alive as long as its lease lasts.
+        notice: is told once, before waiting, for whom.
 
     Raises:
         LockedError: somebody else holds it.
         StorageError: the lock cannot be read or written.
     """
-    lease = _acquire(folder / name, lease_s, wait)
+    lease = _acquire(folder / name, lease_s, wait, notice)
     lease._start()
     try:
         yield lease
@@ -168,13 +176,13 @@ def hold(folder: Folder, *, name: str = "lock", lease_s: float = 60.0, wait: boo
         lease._release()
 
 
-def _acquire(place: Folder, lease_s: float, wait: bool) -> Lease:
+def _acquire(place: Folder, lease_s: float, wait: bool, notice: Callable[[str], object]) -> Lease:
     holder = {**_facts(), "token": uuid.uuid4().hex, "lease_s": lease_s}
     made = _missing_folders(Path(place.path)) if place.local else ()
     while True:
         generation = _highest(place)
         if generation:
-            _await_free(place, generation, wait)
+            _await_free(place, generation, wait, notice)
         fence = Fence(place, generation + 1, str(holder["token"]))
         if _create(place, _file_name(generation + 1), holder):
             with suppress(LeaseLostError):  # then another was faster: look again
@@ -191,7 +199,7 @@ def _missing_folders(folder: Path) -> tuple[Path, ...]:
     return (folder, *itertools.takewhile(lambda parent: not parent.exists(), folder.parents))
 
 
-def _await_free(place: Folder, generation: int, wait: bool) -> None:
+def _await_free(place: Folder, generation: int, wait: bool, notice: Callable[[str], object]) -> None:
     """Return when the lock of this generation may be taken over, or is gone."""
     first: float | None = None
     while True:
@@ -204,10 +212,12 @@ def _await_free(place: Folder, generation: int, wait: bool) -> None:
         left = renewed + _lease_s(record) + _SLACK_S - _store_now(place)
         if left < 0:
             return
-        first = renewed if first is None else first
-        if not wait or renewed > first or _is_alive(record):
+        if not wait or _is_alive(record) or (first is not None and renewed > first):
             expires = datetime.now(UTC) + timedelta(seconds=left)
             raise LockedError(place.address, _describe(record), record, expires)
+        if first is None:
+            first = renewed
+            notice(f"waiting     at most {left:.0f} s to see whether {_describe(record)}, still writes here")
         time.sleep(min(left + 0.01, 1.0))
 
 

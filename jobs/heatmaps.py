@@ -41,7 +41,7 @@ def run(config: HeatmapsConfig, *, dry_run: bool = False) -> int:
         return report_verified(prepared.run)
     if (summary := prepared.run.complete()) is not None and not config.repair:
         return report_complete(prepared, summary)
-    with hold(prepared.run.folder, wait=True) as lease:
+    with hold(prepared.run.folder, wait=True, notice=print) as lease:
         prepared = prepared.under(lease)
         record = set_out(prepared)
         if config.repair:

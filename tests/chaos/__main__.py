@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from tests.chaos.run import DRIVER, FETCHER, NODE, SCORER, Plan, run_chaos
+from tests.s3.proxy import Faults
 from tests.tiny import save_tiny_head
 
 
@@ -14,12 +15,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--fault-rate", type=float, default=0.01)
+    parser.add_argument("--fault-rate", type=float, default=0.01, help="of S3 requests")
     arguments = parser.parse_args()
     kills = {DRIVER: 5, SCORER: 2, FETCHER: 2, NODE: 3}
     with tempfile.TemporaryDirectory(prefix="head-") as folder:
         save_tiny_head(Path(folder))
-        outcome = run_chaos(Plan(arguments.images, kills, arguments.fault_rate, arguments.seed), Path(folder))
+        outcome = run_chaos(
+            Plan(arguments.images, kills, Faults.each(arguments.fault_rate), arguments.seed), Path(folder)
+        )
     print(outcome.said)
     print("\n".join([*outcome.wrong[:20], *outcome.orphans[:20]]))
     print(f"Seed {arguments.seed}.\n\n{outcome.table()}")

@@ -33,12 +33,14 @@ class Item:
         expect: ``""`` of a good one, otherwise stage and reason of its row in errors.
         data: ``None`` where nothing is there.
         listed: what was there when it was listed, if that was something else.
+        kind: of bad images, numbered.
     """
 
     name: str
     expect: str
     data: bytes | None
     listed: bytes | None = None
+    kind: int = 0
 
 
 def collect(count: int, seed: int) -> list[Item]:
@@ -54,13 +56,13 @@ def collect(count: int, seed: int) -> list[Item]:
     kinds += [(".png", NOT_FOUND, None, None), (".png", CHANGED, _picture(0, 0)[1], _picture(0, 1)[1])]
     kinds += [("/", "fetch: not a file", None, None), ("bogus://", "fetch: unreadable", None, None)]
     places = rng.sample(range(count), max(len(kinds), round(count * BAD_SHARE)))
-    bad = dict(zip(places, itertools.cycle(kinds), strict=False))
+    bad = dict(zip(places, itertools.cycle(enumerate(kinds)), strict=False))
     items = []
     for number in range(count):
         if number in bad:
-            suffix, expect, data, listed = bad[number]
+            kind, (suffix, expect, data, listed) = bad[number]
             name = {"/": "/tmp", "bogus://": f"bogus://{number}"}.get(suffix)
-            items.append(Item(name or f"{number % 7}/{number:06d}{suffix}", expect, data, listed))
+            items.append(Item(name or f"{number % 7}/{number:06d}{suffix}", expect, data, listed, kind))
         else:
             suffix, data = _picture(seed, number)
             items.append(Item(f"{number % 7}/{number:06d}.{suffix}", "", data))

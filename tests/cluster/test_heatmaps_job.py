@@ -295,6 +295,50 @@ print("equal")
         assert "the backbone is UNTRAINED" in said
         assert snapshot(done.folder.parent) == before
 
+    def test_damage_is_found_and_only_that_is_done_again(
+        self, done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        shutil.copytree(done.folder, tmp_path / "runs" / "first")
+        folder = tmp_path / "runs" / "first"
+        arguments = [*done.arguments, f"output={tmp_path}"]
+        code, said = command([*arguments, "verify=true"], monkeypatch, capsys)
+        assert code == 0, said
+        assert re.search(r"whole\s+every listed image is there exactly once", said)
+        before = rows(folder / "results")
+
+        # A shard that is gone: the run is not complete, and the same command does its images again.
+        gone, damaged, *kept = sorted((folder / "results").glob("*.parquet"))
+        lost = pq.read_table(gone)["image_id"].to_pylist()
+        gone.unlink()
+        code, said = command([*arguments, "verify=true"], monkeypatch, capsys)
+        assert code == 1
+        assert re.search(rf"missing\s+{len(lost)} in neither", said), said
+        times = {path: path.stat().st_mtime_ns for path in (damaged, *kept)}
+        assert main(arguments) == 0
+        assert json.loads((folder / "summary.json").read_text())["last_start"]["images"] == len(lost)
+        assert {path: path.stat().st_mtime_ns for path in times} == times
+
+        # A flipped bit in a picture: repair=true deletes it with the rows that name it, and goes on.
+        lost = pq.read_table(damaged)["image_id"].to_pylist()
+        pictures = folder / "png" / pq.read_schema(damaged).metadata[b"ais.png"].decode()
+        data = bytearray(pictures.read_bytes())
+        data[700] ^= 1
+        pictures.write_bytes(data)
+        code, said = command([*arguments, "verify=true"], monkeypatch, capsys)
+        assert code == 1
+        assert re.search(rf"damaged\s+1\n\s+{damaged}: its pictures, png/{pictures.name}, are damaged", said), said
+        assert damaged.exists()
+        code, said = command([*arguments, "repair=true"], monkeypatch, capsys)
+        assert code == 0, said
+        assert "2 damaged files deleted" in said
+        assert json.loads((folder / "summary.json").read_text())["last_start"]["images"] == len(lost)
+        code, said = command([*arguments, "verify=true"], monkeypatch, capsys)
+        assert code == 0, said
+        after = rows(folder / "results")
+        assert {image: row["score"] for image, row in after.items()} == pytest.approx(
+            {image: row["score"] for image, row in before.items()}, abs=1e-3
+        )
+
     @pytest.mark.parametrize(
         ("change", "named"),
         [("weighting=signed", "weighting: 'positive' there, 'signed' now"), ("png.kind=both", "'overlay'.*'both'")],

@@ -6,6 +6,7 @@ Two things are faked: faults of a filesystem, and the context in which Ray calls
 import hashlib
 import io
 import os
+import pickle
 import subprocess
 import sys
 import tarfile
@@ -28,11 +29,12 @@ import ais.storage
 from ais import Explainer, HeadEnsemble, RegressionHead, load_backbone, load_head
 from ais.backbones import Backbone
 from ais.config import PngSelection
-from ais.errors import ImageError, WeightsError
+from ais.errors import ImageError, LeaseLostError, WeightsError
 from ais.explainer import geometry_of
 from ais.heads import save_head
 from ais.heatmaps import HeatmapCells
 from ais.images import Limits, decode_image
+from ais.lease import hold
 from ais.pipeline.columns import pack, replace, unpack
 from ais.pipeline.explain import BackboneSource, Explain
 from ais.pipeline.fetch import FetchDecode, Pictures, read_image
@@ -444,6 +446,23 @@ class TestRenderAndSink:
         assert picture.size == (30, 20)
         assert picture.text["ais.untrained"] == self.METADATA["ais.untrained"]  # type: ignore[attr-defined]
         assert picture.text["image"].endswith(f"{ids[0]} ü.png")  # type: ignore[attr-defined]
+
+    def test_nothing_is_written_once_another_start_has_the_run(self, tmp_path: Path, explained: pa.Table) -> None:
+        rendered = Render(CELLS, "positive", "overlay", self.METADATA)(explained)
+        context = SimpleNamespace(kwargs={"write_uuid": "0123456789abcdef"}, task_idx=3)
+        folder = Run.at(str(tmp_path), "r", STORAGE).folder
+        with hold(folder) as lease:
+            run = pickle.loads(pickle.dumps(Run(folder, lease.fence)))  # as it travels to workers
+            RunSink(run, CELLS, self.METADATA, shard_rows=64).write([rendered.slice(0, 2)], context)
+            (folder / "lock" / "000002.json").write_text("{}")  # what a start leaves that takes over
+            before = sorted(tmp_path.rglob("*"))
+            context.task_idx = 4
+            with pytest.raises(LeaseLostError):
+                RunSink(run, CELLS, self.METADATA, shard_rows=64).write([rendered], context)
+            for write in (lambda: run.finish({}), lambda: run.recover(9), lambda: run.set_out([], "", {})):
+                with pytest.raises(LeaseLostError):
+                    write()
+            assert sorted(tmp_path.rglob("*")) == before
 
     @pytest.mark.parametrize(("kind", "size"), [("overlay", (30, 20)), ("heatmap", (30, 20)), ("both", (98, 20))])
     def test_kinds(self, explained: pa.Table, kind: str, size: tuple[int, int]) -> None:
