@@ -851,7 +851,7 @@ class GalleryConfig(_Section):
         default=320, description="Longest side of a thumbnail and of its heatmap, in pixels."
     )
     page_bytes: Annotated[int, Field(ge=100_000)] = Field(
-        default=6_000_000,
+        default=8_000_000,
         description="What opening one page may cost, pictures included; the gallery has as many pages as it takes.",
     )
 

@@ -320,7 +320,7 @@ def test_the_job_starts_fast_and_a_dry_run_writes_nothing(tmp_path: Path, capsys
     paths = write_images(tmp_path / "photos", ["a.png"])
     run = write_run(tmp_path, [str(paths[0])], [1.0])
     assert main([f"run={run}", f"output={tmp_path}/site", "--dry-run"]) == 0
-    assert "page_bytes: 6000000" in capsys.readouterr().out
+    assert "page_bytes: 8000000" in capsys.readouterr().out
     assert not (tmp_path / "site").exists()
     code = f"""
 import sys
