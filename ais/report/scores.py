@@ -196,7 +196,8 @@ def _from_ordered_bits(bits: NDArray[np.uint32]) -> NDArray[np.float32]:
 
 def _read_columns(shard: Folder) -> pa.Table:
     try:
-        with shard.filesystem.open(shard.path, "rb") as file:
+        # Without a cache, which reads on into the heatmaps: of a shard of 1.2 MB, 0.12 MB are fetched, in two requests.
+        with shard.filesystem.open(shard.path, "rb", cache_type="none") as file:
             return pq.read_table(file, columns=_COLUMNS)
     except (pa.ArrowException, OSError) as error:
         raise RunError(f"{shard.address!r} cannot be read: {error}; delete it, and start the run again") from error
@@ -205,7 +206,7 @@ def _read_columns(shard: Folder) -> pa.Table:
 def _read_rows(shard: Folder, rows: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
     """Rows of one shard in the order given."""
     try:
-        with shard.filesystem.open(shard.path, "rb") as file:
+        with shard.filesystem.open(shard.path, "rb", cache_type="none") as file:
             parquet = pq.ParquetFile(file)
             sizes = [parquet.metadata.row_group(index).num_rows for index in range(parquet.num_row_groups)]
             starts = np.cumsum([0, *sizes])
