@@ -53,6 +53,13 @@ _PIPE_BYTES = 2**20
 _BYTES_PER_PIXEL = 24
 _OWN_BYTES = 2**30
 _BOOT = "import sys; sys.path[:] = sys.argv[1:]; from ais.decoding import serve; serve()"
+_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    # glibc would give the memory of each image back and get it anew page by page, which costs as much as decoding.
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20),
+}
 _LENGTH = struct.Struct("<Q")
 
 
@@ -118,6 +125,7 @@ class DecoderPool:
         self._idle: queue.LifoQueue[_Child] = queue.LifoQueue()
         for child in children:
             self._idle.put(child)
+        self._children = children
         self._finalizer = weakref.finalize(self, _stop, children)
 
     def decode(self, data: bytes, picture: bool = False) -> Decoded:
@@ -139,6 +147,10 @@ class DecoderPool:
         finally:
             self._idle.put(child)
 
+    def pids(self) -> list[int]:
+        """Of the children that were started and not stopped."""
+        return [pid for child in self._children if (pid := child.pid) is not None]
+
     def close(self) -> None:
         """End the children."""
         self._finalizer()
@@ -154,6 +166,11 @@ class _Child:
     def __init__(self, decoding: Decoding) -> None:
         self._decoding = decoding
         self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        process = self._process
+        return None if process is None else process.pid
 
     def decode(self, data: bytes, picture: bool) -> Decoded:
         process = self._process or self._start()
@@ -175,12 +192,11 @@ class _Child:
         return answer
 
     def _start(self) -> subprocess.Popen[bytes]:
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         process = subprocess.Popen(
             [sys.executable, "-c", _BOOT, *sys.path],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=environment,
+            env=os.environ | _ENVIRONMENT,
         )
         assert process.stdin is not None
         assert process.stdout is not None
