@@ -77,9 +77,8 @@ def children_s(pool: DecoderPool) -> float:
 def main() -> None:
     """Print a table."""
     print(f"{IMAGES} JPEGs, {THREADS} threads, {CHILDREN} children, median of {ROUNDS} rounds (smallest to largest)\n")
-    print(
-        "| image | threads, images per core·s | children, images per core·s | ratio | by the clock |\n|---|---|---|---|---|"
-    )
+    print("| image | threads, images per core·s | children, images per core·s | ratio | by the clock |")
+    print("|---|---|---|---|---|")
     rng = np.random.default_rng(0)
     for name, (width, height) in SIZES.items():
         with tempfile.TemporaryDirectory() as folder:

@@ -12,6 +12,7 @@ Faults, each with a rate of its own:
 ``truncated``   half of the body follows a header that promises all of it, then the connection ends (only bodies over
                 1 byte; on other answers nothing happens).
 ``slow``        the body comes in ten parts, `SLOW_S` seconds in all.
+``forbidden``   403 with S3's ``AccessDenied`` document; the server never sees the request.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ _SLOW_PARTS = 10
 _CONTROL = "/_proxy"  # no bucket can have this name
 _SLOW_DOWN = b"""<?xml version="1.0" encoding="UTF-8"?>
 <Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message><RequestId>0</RequestId></Error>"""
+_DENIED = b"""<?xml version="1.0" encoding="UTF-8"?>
+<Error><Code>AccessDenied</Code><Message>Access Denied</Message><RequestId>0</RequestId></Error>"""
 # Of one connection, and not of the message.
 _HOP_BY_HOP = {
     "connection",
@@ -62,10 +65,11 @@ class Faults:
     lost: float = 0.0
     truncated: float = 0.0
     slow: float = 0.0
+    forbidden: float = 0.0
 
     @classmethod
     def each(cls, rate: float) -> Faults:
-        """The same rate for every fault, so that together they are ``rate``."""
+        """The same rate for every fault that passes, so that together they are ``rate``."""
         return cls(*[rate / 5] * 5)
 
     def choose(self, seed: int, request: str, times: int) -> str:
@@ -143,6 +147,9 @@ class _Proxy:
         if fault == "slow_down":
             self._counts[fault] += 1
             return web.Response(status=503, body=_SLOW_DOWN, content_type="application/xml")
+        if fault == "forbidden":
+            self._counts[fault] += 1
+            return web.Response(status=403, body=_DENIED, content_type="application/xml")
         if fault == "reset":
             self._counts[fault] += 1
             return _reset(request)
