@@ -34,6 +34,7 @@ from ais.errors import LeaseLostError, LockedError, StorageError
 from ais.storage import Folder, explain, tried
 
 _FILE = re.compile(r"^([0-9]{6,})\.json$")
+_ATTEMPTS = 100
 _SLACK_S = 1.0  # S3 tells times in whole seconds
 _UNKNOWN_LEASE_S = 10.0  # of a file that is not understood, which may be just being written
 _SETTLE_S = 2.0  # for writers who came at the same moment, in a store that ignores conditions
@@ -138,6 +139,7 @@ class Lease:
         with suppress(Exception):
             self.fence.check()
             (self.fence.place / _file_name(self.fence.generation)).remove()
+            self.fence.place.remove_unfinished()
             for folder in self._made:  # those that nothing was put into
                 folder.rmdir()
 
@@ -179,7 +181,7 @@ def hold(
 def _acquire(place: Folder, lease_s: float, wait: bool, notice: Callable[[str], object]) -> Lease:
     holder = {**_facts(), "token": uuid.uuid4().hex, "lease_s": lease_s}
     made = _missing_folders(Path(place.path)) if place.local else ()
-    while True:
+    for _ in range(_ATTEMPTS):
         generation = _highest(place)
         if generation:
             _await_free(place, generation, wait, notice)
@@ -192,6 +194,7 @@ def _acquire(place: Folder, lease_s: float, wait: bool, notice: Callable[[str], 
                         with suppress(OSError):
                             old.remove()
                 return Lease(fence, lease_s, holder, made)
+    raise StorageError(f"the lock {place.address!r} cannot be taken: it changes all the time; start again")
 
 
 def _missing_folders(folder: Path) -> tuple[Path, ...]:
@@ -202,6 +205,7 @@ def _missing_folders(folder: Path) -> tuple[Path, ...]:
 def _await_free(place: Folder, generation: int, wait: bool, notice: Callable[[str], object]) -> None:
     """Return when the lock of this generation may be taken over, or is gone."""
     first: float | None = None
+    failures = 0
     while True:
         record = _read(place, generation)
         if record is None or _is_dead(record):
@@ -209,7 +213,13 @@ def _await_free(place: Folder, generation: int, wait: bool, notice: Callable[[st
         renewed = _modified(place / _file_name(generation))
         if renewed is None:
             return
-        left = renewed + _lease_s(record) + _SLACK_S - _store_now(place)
+        try:
+            left = renewed + _lease_s(record) + _SLACK_S - _store_now(place)
+        except StorageError:
+            failures += 1
+            if failures > 3:
+                raise
+            continue  # its holder clears away just now
         if left < 0:
             return
         if not wait or _is_alive(record) or (first is not None and renewed > first):
@@ -250,10 +260,10 @@ def _link(final: Path, data: bytes) -> bool:
     final.parent.mkdir(parents=True, exist_ok=True)
     partial = final.with_name(f".{final.name}.{uuid.uuid4().hex}.partial")
     try:
-        partial.write_bytes(data)
         try:
+            partial.write_bytes(data)
             os.link(partial, final)
-        except FileExistsError:
+        except (FileExistsError, FileNotFoundError):  # the latter: its last holder clears away just now
             return False
         except OSError:  # a filesystem without hard links
             try:

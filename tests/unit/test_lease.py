@@ -146,6 +146,35 @@ def test_of_many_that_come_together_one_gets_it(folder: Folder) -> None:
     assert got[0].generation == 5
 
 
+def test_taken_and_released_all_the_time(tmp_path: Path) -> None:
+    """Whoever takes the lock while it is cleared away either gets it or is told who has it."""
+    folder, inside = Storage().open(str(tmp_path / "run")), []
+    outcomes: list[object] = []
+
+    def contend() -> None:
+        for _ in range(40):
+            try:
+                with hold(folder) as lease:
+                    inside.append(lease)
+                    assert inside == [lease]
+                    inside.remove(lease)
+                outcomes.append("held")
+            except LockedError:
+                outcomes.append("locked")
+            except BaseException as error:
+                outcomes.append(error)
+
+    threads = [threading.Thread(target=contend) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [outcome for outcome in outcomes if outcome not in ("held", "locked")] == []
+    assert outcomes.count("held") > 4
+    with hold(folder):  # nothing of them is in the way
+        pass
+
+
 def test_a_lease_is_renewed(folder: Folder) -> None:
     with hold(folder, lease_s=0.6) as lease:
         time.sleep(2)  # more than the lease and the slack of a store's clock
