@@ -18,6 +18,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import random
 import re
 import socket
 import threading
@@ -34,7 +35,7 @@ from ais.errors import LeaseLostError, LockedError, StorageError
 from ais.storage import Folder, explain, tried
 
 _FILE = re.compile(r"^([0-9]{6,})\.json$")
-_ATTEMPTS = 100
+_ATTEMPTS, _PROBES = 100, 20
 _SLACK_S = 1.0  # S3 tells times in whole seconds
 _UNKNOWN_LEASE_S = 10.0  # of a file that is not understood, which may be just being written
 _SETTLE_S = 2.0  # for writers who came at the same moment, in a store that ignores conditions
@@ -217,9 +218,10 @@ def _await_free(place: Folder, generation: int, wait: bool, notice: Callable[[st
             left = renewed + _lease_s(record) + _SLACK_S - _store_now(place)
         except StorageError:
             failures += 1
-            if failures > 3:
+            if failures == _PROBES:
                 raise
-            continue  # its holder clears away just now
+            time.sleep(random.uniform(0, 0.05))  # its holder clears away just now
+            continue
         if left < 0:
             return
         if not wait or _is_alive(record) or (first is not None and renewed > first):
