@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, Error, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Error, Page, Request, expect, sync_playwright
 
 from tests.report_site import HOSTILE, everything, report, write_images, write_run
 
@@ -57,8 +57,12 @@ class Watched:
         self.page.on("console", lambda message: self.trouble.append(f"{message.type}: {message.text}"))
         self.page.on("pageerror", lambda error: self.trouble.append(f"error: {error}"))
         self.page.on("dialog", lambda dialog: (self.trouble.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-        self.page.on("requestfailed", lambda request: self.trouble.append(f"failed: {request.url}"))
+        self.page.on("requestfailed", self._failed)
         self.page.on("request", lambda request: self._ours(request.url, origin))
+
+    def _failed(self, request: Request) -> None:
+        if request.failure != "net::ERR_ABORTED":  # of a lazy picture, by going to the next page
+            self.trouble.append(f"failed: {request.url}: {request.failure}")
 
     def _ours(self, url: str, origin: str) -> None:
         if not url.startswith((origin, "data:,")):

@@ -227,6 +227,15 @@ def test_a_run_that_is_not_complete_says_so(tmp_path: Path) -> None:
     assert "1 score not finite" in words
 
 
+def test_a_gallery_of_nothing(tmp_path: Path) -> None:
+    paths = write_images(tmp_path / "photos", ["a.png", "b.png"])
+    run = write_run(tmp_path, [str(path) for path in paths], [1.0, 2.0])
+    none = [f"gallery.{key}=0" for key in ("top", "bottom", "quantiles", "sample")]
+    assert report(run, tmp_path / "site", *none).images == 0
+    assert "None were asked for" in text_of(tmp_path / "site" / "images.html")
+    assert "2 images scored" in text_of(tmp_path / "site" / "index.html")
+
+
 def test_equal_scores_and_extreme_ones(tmp_path: Path) -> None:
     for name, scores in {"equal": [2.0] * 5, "far": [1.0, 1.1, 1.2, 1.3, 3e30]}.items():
         paths = write_images(tmp_path / name / "photos", [f"{index}.png" for index in range(5)])

@@ -6,9 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from ais.config import GalleryConfig
 from ais.errors import RunError
 from ais.report import scores as module
 from ais.report.scores import Scores, read_scores, shuffled
+from ais.report.selection import choose
 from ais.runs import write_table
 from ais.storage import Storage
 
@@ -99,3 +101,17 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     (tmp_path / "part-0.parquet").write_bytes(b"PAR1 nothing of the kind")
     with pytest.raises(RunError, match=r"part-0\.parquet"):
         read_scores(Storage().open(str(tmp_path)).files(), tmp_path)
+
+
+def test_images_at_quantiles_where_most_scores_are_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_CHUNK", 777)
+    values = np.where(np.arange(5000) % 100, 2.0, np.arange(5000) / 5000).astype(np.float32)
+    ids = np.random.default_rng(5).permutation(5000)
+    scores = book(tmp_path, values, ids)
+    shown = choose(scores, GalleryConfig(top=0, bottom=0, sample=0, quantiles=9))
+    asked = np.unique(np.sort(values)[np.rint(np.linspace(0, 1, 9) * 4999).astype(int)])
+    assert not shown.everything
+    assert [values[position] for position in shown.positions] == asked[::-1].tolist()
+    for position in shown.positions:
+        assert ids[position] == ids[values == values[position]].min()
+    assert choose(scores, GalleryConfig(top=0, bottom=0, sample=0, quantiles=0)).positions == []
