@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -36,6 +37,7 @@ from ais.pipeline.explain import choose_device
 from ais.pipeline.fetch import FetchDecode
 from ais.pipeline.importance import coordinates_over, effects_over
 from ais.pipeline.prepare import Model, resolve_model, storage_of, versions
+from ais.pipeline.progress import TaskProgress
 from ais.pipeline.sink import Unreadable
 from ais.ratings import read_ratings
 from ais.storage import Storage, absolute
@@ -218,7 +220,8 @@ def _similarity(prepared: PreparedImportance) -> ImportanceResult:
     else:
         pools = cluster_pools(config.compute)
         task = ray.remote(num_cpus=pools.scoring_cpus, num_gpus=pools.scoring_gpus)(_general_similarity)
-        intact, found = ray.get(task.remote(prepared, pools))
+        with TaskProgress("maps", maps) as progress:
+            intact, found = ray.get(task.remote(prepared, pools, progress.counter))
     details["agreement"] = float(pearson(upper_triangle(intact), upper_triangle(human))) ** 2
     details["interval"] = "95%, delete-one jackknife over images"
     by_image = None
@@ -227,7 +230,7 @@ def _similarity(prepared: PreparedImportance) -> ImportanceResult:
     return ImportanceResult(similarity_table(found), details, [], by_image)
 
 
-def _general_similarity(prepared: PreparedImportance, pools: Pools) -> tuple[np.ndarray, JackknifedAIS]:
+def _general_similarity(prepared: PreparedImportance, pools: Pools, counter: Any) -> tuple[np.ndarray, JackknifedAIS]:
     """Similarity AIS of a tail that mixes maps, in one task; runs on a worker."""
     if pools.scoring_threads is not None:
         torch.set_num_threads(pools.scoring_threads)
@@ -259,7 +262,13 @@ def _general_similarity(prepared: PreparedImportance, pools: Pools) -> tuple[np.
         batches.append(backbone.normalise(pixels.to(device)))
     assert prepared.human is not None
     intact, ablated = general_similarities(backbone, batches, config.level, config.compute.chunk)
-    return intact, jackknifed_ais(ablated, intact, prepared.human, config.level)
+    return intact, jackknifed_ais(_counted(ablated, counter), intact, prepared.human, config.level)
+
+
+def _counted(parts: Iterable[np.ndarray], counter: Any) -> Iterator[np.ndarray]:
+    for part in parts:
+        yield part
+        counter.add.remote(len(part), 0)
 
 
 def write_importance(prepared: PreparedImportance, result: ImportanceResult) -> str:

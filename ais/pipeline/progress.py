@@ -62,6 +62,19 @@ class Pace:
     fitting: int | None = None
 
 
+class TaskProgress(ProgressLine):
+    """Prints how far one task is while the block runs; ``counter`` goes to it. Arguments as `ProgressLine`."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self.counter: Any = Counter.remote()  # type: ignore[attr-defined]
+        super().__init__(what, total)
+
+    def read(self) -> tuple[int, int]:
+        """Return how many are finished, and how many errors are among them."""
+        done, errors = ray.get(self.counter.read.remote(), timeout=10)
+        return done, errors
+
+
 class Progress(ProgressLine):
     """Prints how far a stage is while the block runs, and shows it to Prometheus; ``counter`` goes to the actors.
 

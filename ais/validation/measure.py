@@ -21,6 +21,7 @@ from ais.heatmaps import Weighting
 from ais.importance.adding import embeddings_along
 from ais.importance.general import general_similarities
 from ais.importance.similarity import similarity_of
+from ais.progress import ProgressLine
 from ais.validation.faithfulness import (
     FILLS,
     Curves,
@@ -221,9 +222,11 @@ def make_heatmaps(subject: Subject, pixels: np.ndarray, inside: np.ndarray | Non
         scores = subject.head(embeddings).double().cpu().numpy()
     strangers = random_heads(subject.head, embeddings.mean(0), seed)
     parts = []
-    for index, images in enumerate(subject.batches(pixels)):
-        rows = slice(index * subject.batch_size, (index + 1) * subject.batch_size)
-        parts.append(_heatmaps(subject, strangers, images, None if inside is None else inside[rows]))
+    with ProgressLine("heatmaps", len(pixels), silent_s=1) as progress:
+        for index, images in enumerate(subject.batches(pixels)):
+            rows = slice(index * subject.batch_size, (index + 1) * subject.batch_size)
+            parts.append(_heatmaps(subject, strangers, images, None if inside is None else inside[rows]))
+            progress.advance(len(images))
     each = {weighting: np.concatenate([part.each[weighting] for part in parts], axis=1) for weighting in _WEIGHTINGS}
     ours, plain, cam = (np.concatenate([getattr(part, name) for part in parts]) for name in ("ours", "plain", "cam"))
     count, own = len(pixels), len(subject.head.variants)
@@ -276,15 +279,17 @@ def follow_curves(
     orders = {method: cell_order(values, side, seed) for method, values in maps.items()}
     score = score_of(subject.backbone, subject.head, subject.trunk_dtype)
     curves: dict[str, dict[str, list[Curves]]] = {fill: {method: [] for method in maps} for fill in fills}
-    for index, images in enumerate(subject.batches(pixels)):
-        rows = slice(index * subject.batch_size, (index + 1) * subject.batch_size)
-        intact = scored(score, images)
-        for fill in fills:
-            blank = filled(images, fill)
-            ends = intact, scored(score, blank)
-            for method, order in orders.items():
-                part = perturbation_curves(score, images, blank, ends, order[rows], steps)
-                curves[fill][method].append(part)
+    with ProgressLine("curves", len(pixels) * len(fills) * len(maps), silent_s=1) as progress:
+        for index, images in enumerate(subject.batches(pixels)):
+            rows = slice(index * subject.batch_size, (index + 1) * subject.batch_size)
+            intact = scored(score, images)
+            for fill in fills:
+                blank = filled(images, fill)
+                ends = intact, scored(score, blank)
+                for method, order in orders.items():
+                    part = perturbation_curves(score, images, blank, ends, order[rows], steps)
+                    curves[fill][method].append(part)
+                    progress.advance(len(images))
     return {fill: {method: _joined(parts) for method, parts in methods.items()} for fill, methods in curves.items()}
 
 
@@ -396,5 +401,10 @@ def run_similarity_protocol(
         streams = [embeddings_along(split, maps, context, order, counts) for maps, context in trunks]
         return np.stack([similarity_of(torch.cat(each).cpu().numpy()) for each in zip(*streams, strict=True)])
 
-    ablated = np.concatenate(list(parts))
+    chunks = []
+    with ProgressLine("maps ablated", trunks[0][0].shape[1], silent_s=1) as progress:
+        for part in parts:
+            chunks.append(part)
+            progress.advance(len(part))
+    ablated = np.concatenate(chunks)
     return intact, similarity_protocol_of(ablated, intact, along, counts, human, folds, seeds, threads=1)

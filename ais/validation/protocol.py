@@ -23,6 +23,7 @@ from scipy.stats import rankdata
 from ais.importance.cumulative import score_curve, similarity_curve
 from ais.importance.effects import EffectSums
 from ais.importance.similarity import collective_ais, collective_ais_of, pearson, upper_triangle
+from ais.progress import ProgressLine
 from ais.validation.intervals import Mean, corrected_mean
 
 # 1 where larger is better.
@@ -158,8 +159,15 @@ def cross_validated_curve(
         return {name: evaluate(orders[name], train, test) for name in ORDERS}
 
     tasks = [(seed, fold) for seed in range(seeds) for fold in range(folds)]
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:  # NumPy lets go of the interpreter's lock
-        fits = list(pool.map(fit, tasks))
+    fits = []
+    # NumPy lets go of the interpreter's lock.
+    with (
+        ThreadPoolExecutor(threads or os.cpu_count()) as pool,
+        ProgressLine("fits", len(tasks), silent_s=1) as progress,
+    ):
+        for found in pool.map(fit, tasks):
+            fits.append(found)
+            progress.advance()
     return {
         measure: _gather(
             measure, counts, {name: np.stack([each[name][measure] for each in fits]) for name in ORDERS}, folds

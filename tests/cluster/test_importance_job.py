@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import tests.tiny  # noqa: F401 - registers the backbone
-from ais import Explainer, load_backbone, load_head
+from ais import Explainer, RegressionHead, load_backbone, load_head
 from ais.config import ComputeConfig, ConfigError, ImportanceConfig
 from ais.errors import RunError
 from ais.images import decode_image
@@ -179,6 +179,18 @@ class TestSimilarity:
             uris, by_image = load_importance_by_image(str(tmp_path), Storage())
             assert uris == [str(folder / f"{n:02d}.png") for n in order]
             np.testing.assert_allclose(by_image, expected, rtol=0, atol=3e-14)
+
+    def test_a_tail_that_mixes_maps(self, matrix, folder, tmp_path, capsys) -> None:
+        """One task for all images, which says how far it is; the same as in this process."""
+        path, human, order = matrix
+        seed = ["backbone.name=tiny", "backbone.weights=random", "backbone.seed=3", "backbone.layer=features.0"]
+        assert importance.main(["objective=similarity", f"matrix={path}", f"output={tmp_path}", *seed]) == 0
+        assert "maps: 16 of 16" in capsys.readouterr().out
+        explainer = Explainer(load_backbone("tiny", weights="random", seed=3, layer="features.0"), RegressionHead(8, 4))
+        images = explainer.preprocess([decode_image((folder / f"{n:02d}.png").read_bytes()) for n in order])
+        intact, parts = general_similarities(explainer.backbone, [images], "collective")
+        found, _, _ = load_importance(str(tmp_path), Storage())
+        np.testing.assert_allclose(found, jackknifed_ais(parts, intact, human, "collective").ais, rtol=0, atol=1e-6)
 
     def test_another_order_is_refused(self, matrix, folder, tmp_path) -> None:
         path, _, order = matrix
