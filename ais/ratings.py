@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from ais.config import RatingsConfig
 from ais.errors import RatingsError
-from ais.storage import Storage, scheme
+from ais.storage import Storage, is_local, scheme
 
 MIN_RATED = 10
 _SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
@@ -56,8 +57,9 @@ def read_ratings(config: RatingsConfig, storage: Storage) -> Ratings:
 
     Image addresses are full addresses (``s3://…``), absolute paths, or relative to ``root`` (the folder of the table
     where none is given). A relative address that leads out of the root by ``..`` is refused; so is an absolute one
-    outside of a root that was given, since giving a root says where the images are. ``allow_outside_root`` accepts
-    both. Paths are compared as text: symbolic links are not followed.
+    outside of a root that was given, since giving a root says where the images are, and a path of this machine in a
+    table that is elsewhere. ``allow_outside_root`` accepts all three. Paths are compared as text: symbolic links are
+    not followed.
 
     Args:
         config: which table, its columns, and what to do about gaps and duplicates.
@@ -196,22 +198,28 @@ class _Root(NamedTuple):
 
     def contains(self, path: str) -> bool:
         """Whether a path lies inside, as text."""
-        inside = self.path.rstrip("/") + "/"
-        return posixpath.normpath(path).startswith(inside)
+        return _as_meant(path).startswith(_as_meant(self.path).rstrip("/") + "/")
+
+
+def _as_meant(path: str) -> str:
+    """A path without ``..``, and on the web, whose servers resolve what is escaped, without escapes."""
+    return posixpath.normpath(unquote(path) if scheme(path) in ("http", "https") else path)
 
 
 def _addresses(images: Sequence[str], config: RatingsConfig, storage: Storage) -> NDArray[np.str_]:
     """Resolve the ``(rows,)`` addresses."""
     folder = posixpath.dirname(storage.open(config.path).address)
     place = storage.open(config.root or folder)
-    root = _Root(place.address.rstrip("/"), posixpath.normpath(place.path), config.root is not None)
+    root = _Root(place.address.rstrip("/"), place.path, config.root is not None)
     addresses, outside = [], []
     for image in images:
         is_full = scheme(image) != "file" or image.startswith(("/", "file:", "local:", "~/"))
         target = storage.open(image if is_full else f"{root.address}/{image}")
         addresses.append(target.address)
         inside = scheme(target.address) == scheme(root.address) and root.contains(target.path)
-        outside.append((root.given or not is_full) and not inside)
+        # A table on a server has no say over the files of this machine.
+        foreign = is_local(target.address) and not is_local(config.path) and not (root.given and inside)
+        outside.append(((root.given or not is_full) and not inside) or foreign)
     if not config.allow_outside_root:
         reason = f"outside of {root.address!r}; ratings.allow_outside_root=true accepts it"
         _refuse(config, config.image_column, images, outside, reason)

@@ -159,6 +159,23 @@ def test_absolute_address_is_bound_only_by_a_given_root(tmp_path: Path, image: s
     assert read(path, root=str(tmp_path), allow_outside_root=True).addresses[1] == image
 
 
+def test_escapes_mean_something_on_the_web_only(tmp_path: Path) -> None:
+    path = write_csv(tmp_path, changed(2, "%2e%2e/secret.png", "1"))
+    assert read(path).addresses[1] == str(tmp_path / "%2e%2e" / "secret.png")
+    with pytest.raises(RatingsError, match=r"row 2 has .*outside of"):
+        read(path, root="https://host/images")
+
+
+def test_a_table_elsewhere_names_no_files_of_this_machine() -> None:
+    memory = Storage().open("memory://ratings/table.csv")
+    memory.write_text("\n".join(["image,score", *(f"/etc/{number},{number}" for number in range(12))]))
+    with pytest.raises(RatingsError, match=r"row 1 has '/etc/0'.*outside of"):
+        read("memory://ratings/table.csv")
+    assert read("memory://ratings/table.csv", root="/etc").addresses[1] == "/etc/1"
+    assert read("memory://ratings/table.csv", allow_outside_root=True).addresses[0] == "/etc/0"
+    memory.remove()
+
+
 def test_neighbour_with_the_roots_name_as_prefix_is_outside(tmp_path: Path) -> None:
     path = write_csv(tmp_path, changed(2, "../images2/1.png", "1"))
     with pytest.raises(RatingsError, match="outside"):
