@@ -195,7 +195,9 @@ def _acquire(place: Folder, lease_s: float, wait: bool, notice: Callable[[str], 
                         with suppress(OSError):
                             old.remove()
                 return Lease(fence, lease_s, holder, made)
-    raise StorageError(f"the lock {place.address!r} cannot be taken: it changes all the time; start again")
+    raise StorageError(
+        f"the lock {place.address!r} cannot be taken: something else is in its place, or it changes all the time"
+    )
 
 
 def _missing_folders(folder: Path) -> tuple[Path, ...]:
@@ -259,13 +261,13 @@ def _create(place: Folder, name: str, holder: dict[str, Any]) -> bool:
 
 
 def _link(final: Path, data: bytes) -> bool:
-    final.parent.mkdir(parents=True, exist_ok=True)
     partial = final.with_name(f".{final.name}.{uuid.uuid4().hex}.partial")
     try:
         try:
+            final.parent.mkdir(parents=True, exist_ok=True)
             partial.write_bytes(data)
             os.link(partial, final)
-        except (FileExistsError, FileNotFoundError):  # the latter: its last holder clears away just now
+        except (FileExistsError, FileNotFoundError):  # another has it, or its last holder clears away just now
             return False
         except OSError:  # a filesystem without hard links
             try:

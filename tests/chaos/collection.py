@@ -54,15 +54,15 @@ def collect(count: int, seed: int) -> list[Item]:
         ]
     kinds += [(".ppm", f"decode: {reason.value}", deadly(way), None) for way, reason in DEADLY.items()]
     kinds += [(".png", NOT_FOUND, None, None), (".png", CHANGED, _picture(0, 0)[1], _picture(0, 1)[1])]
-    kinds += [("/", "fetch: not a file", None, None), ("bogus://", "fetch: unreadable", None, None)]
+    kinds += [("bogus://", "fetch: unreadable", None, None)]
     places = rng.sample(range(count), max(len(kinds), round(count * BAD_SHARE)))
     bad = dict(zip(places, itertools.cycle(enumerate(kinds)), strict=False))
     items = []
     for number in range(count):
         if number in bad:
             kind, (suffix, expect, data, listed) = bad[number]
-            name = {"/": "/tmp", "bogus://": f"bogus://{number}"}.get(suffix)
-            items.append(Item(name or f"{number % 7}/{number:06d}{suffix}", expect, data, listed, kind))
+            name = f"{suffix}{number}" if "://" in suffix else f"{number % 7}/{number:06d}{suffix}"
+            items.append(Item(name, expect, data, listed, kind))
         else:
             suffix, data = _picture(seed, number)
             items.append(Item(f"{number % 7}/{number:06d}.{suffix}", "", data))
