@@ -5,12 +5,15 @@ to a real one.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ray.job_submission import JobStatus
 
+from ais.config import HeatmapsConfig, TrainConfig, load_config
+from ais.errors import ConfigError
 from cluster import submit
 from cluster.submit import Submitter, Unreachable
 
@@ -164,3 +167,20 @@ def test_our_own_mistakes_are_not_tried_again() -> None:
     server.faults = [RuntimeError("Request failed with status code 400")]
     with pytest.raises(RuntimeError, match="400"):
         run(server)
+
+
+def test_outputs_that_would_be_lost_with_the_unpacked_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unpacked = tmp_path / "session_1" / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    unpacked.mkdir(parents=True)
+    inputs = ["images=photos", "head=heads/first"]
+    assert load_config(HeatmapsConfig, [*inputs, "output=out"], doc="").config.output == "out"
+    monkeypatch.chdir(unpacked)
+    with pytest.raises(ConfigError, match=r'output: "out" is relative, .* give the full path'):
+        load_config(HeatmapsConfig, [*inputs, "output=out"], doc="")
+    for output in ("/mnt/shared/out", "s3://bucket/out", "~/out"):
+        assert load_config(HeatmapsConfig, [*inputs, f"output={output}"], doc="").config.output == output
+    training = ["ratings.path=r.csv", "backbone.name=vgg16", "output=/mnt/heads/first", "cache=embeddings"]
+    with pytest.raises(ConfigError, match='cache: "embeddings" is relative'):
+        load_config(TrainConfig, training, doc="")
