@@ -371,7 +371,7 @@ def _listed_address(place: Folder, uri: str, row: int) -> str:
     try:
         refuse_secrets(uri)
     except ValueError as error:
-        raise StorageError(f"{place.address!r}, row {row}: {error}") from None
+        raise StorageError(f"{place.address!r}, row {row}: {error}; mend the row, or delete it") from None
     if re.match("[a-zA-Z][a-zA-Z0-9+.-]*://", uri) or posixpath.isabs(uri):
         if is_local(uri) and not place.local:
             raise StorageError(

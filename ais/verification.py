@@ -112,7 +112,10 @@ class _Reading:
                     "start another, with another run_id or output"
                 )
             if not np.array_equal(read.ids, np.arange(rows, rows + len(read.ids))):
-                raise RunError(f"{part.address!r} does not go on at image {rows:,}: a part of the manifest is missing")
+                raise RunError(
+                    f"{part.address!r} does not go on at image {rows:,}: a part of the manifest is missing; "
+                    "bring it back, or start another run_id"
+                )
             rows += len(read.ids)
         if rows != self._listed:
             raise RunError(f"{run.manifest.address!r} has {rows:,} images, run.json says {self._listed:,}")
