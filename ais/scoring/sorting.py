@@ -60,7 +60,7 @@ def _merged(runs: list[Path]) -> Iterator[pa.Table]:
 
 
 def _read_run(run: Path) -> Iterator[pa.Table]:
-    with pa.memory_map(str(run)) as file:
+    with pa.OSFile(str(run), "rb") as file:  # not mapped: its pages would count as this process's memory
         reader = pa.ipc.open_file(file)
         for index in range(reader.num_record_batches):
             yield pa.Table.from_batches([reader.get_batch(index)])
