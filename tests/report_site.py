@@ -205,6 +205,16 @@ def write_validation(folder: Path, conclusion: str) -> str:
         "checks": checks,
         "images": {"rated": 30, "curved": 9},
         "protocol_refused": None,
+        "weighting": "positive",
+        "heatmaps": {
+            "random_head_correlation": {
+                "positive": {"value": 0.995, "low": 0.99, "high": 0.998, "n": 9},
+                "signed": {"value": 0.2, "low": 0.1, "high": 0.3, "n": 9},
+            },
+            "variant_correlation": {"positive": {"value": None, "low": None, "high": None, "n": 0}},
+            "plain_correlation": {"value": 0.9, "low": 0.8, "high": 0.95, "n": 9},
+            "pointing": {"ais": {"hit_rate": {"value": 0.95, "low": 0.9, "high": 1.0, "n": 9}, "chance": 0.09}},
+        },
         "head": HEAD,
         "layer": "features.8",
     }

@@ -356,6 +356,30 @@ def checks_figure(validation: Validation) -> list[dict[str, Any]]:
     return groups
 
 
+def heatmap_facts(validation: Validation) -> list[tuple[str, str]]:
+    """What a validation found of the heatmaps themselves, as claims and figures; empty for one that looked at none."""
+    found = validation.record.get("heatmaps")
+    if not isinstance(found, dict):
+        return []
+    weighting = validation.record.get("weighting")
+    facts = []
+    for key, claim in (
+        ("random_head_correlation", "rank correlation with the heatmaps of heads that were never fitted"),
+        ("variant_correlation", "rank correlation between the variants of the head"),
+        ("plain_correlation", "rank correlation with the plain sum of all feature maps"),
+    ):
+        values = found.get(key)
+        values = values.get(weighting) if isinstance(values, dict) and weighting in values else values
+        if isinstance(values, dict) and values.get("value") is not None:
+            facts.append((claim, interval_text(values)))
+    pointing = found.get("pointing")
+    ours = pointing.get("ais") if isinstance(pointing, dict) else None
+    if isinstance(ours, dict) and isinstance(ours.get("hit_rate"), dict):
+        chance = f"; by chance {short(ours['chance'])}" if isinstance(ours.get("chance"), float) else ""
+        facts.append(("share of heatmaps with their maximum inside the mask", interval_text(ours["hit_rate"]) + chance))
+    return facts
+
+
 def comparison_figures(comparison: Comparison) -> list[Figure]:
     """A matrix of the runs for each metric."""
     names = [str(run["name"]) for run in comparison.record["runs"]]

@@ -231,6 +231,7 @@ def _write_pages(
         validation=sources.validation,
         validation_figures=sections.validation_figures(sources.validation) if sources.validation else [],
         checks=sections.checks_figure(sources.validation) if sources.validation else [],
+        facts=sections.heatmap_facts(sources.validation) if sources.validation else [],
         comparison=sources.comparison,
         compared=sources.comparison is not None and sources.is_compared,
         comparison_figures=sections.comparison_figures(sources.comparison) if sources.comparison else [],

@@ -156,6 +156,9 @@ def test_what_a_reader_learns(site: Path) -> None:
     assert "One cell covers 1/7 of the width" in index
     assert "Spread between heads" in index
     assert "beats <b>chance</b>" in trust
+    assert "heads that were never fitted 0.995 (0.990 to 0.998)" in trust
+    assert "inside the mask 0.950 (0.900 to 1.00); by chance 0.0900" in trust
+    assert "It was measured with" not in trust  # the same weighting
     assert "2 <b>" in trust or "two <b>" in trust
     assert errors.index("truncated") < errors.index("not an <i>image</i>")
     assert "and 6 more" in errors
