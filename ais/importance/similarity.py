@@ -215,9 +215,11 @@ def unit_rows(rows: np.ndarray) -> np.ndarray:
 
 def correlations(grams: np.ndarray, sums: np.ndarray, dimensions: int) -> np.ndarray:
     """``corrcoef`` ``(c, N, N)`` of rows of D numbers from their Gram matrices ``(c, N, N)`` and sums ``(c, N)``."""
-    centred = grams - sums[:, :, None] * sums[:, None, :] / dimensions
-    norms = np.sqrt(np.diagonal(centred, axis1=1, axis2=2))
-    return centred / (norms[:, :, None] * norms[:, None, :])
+    found = grams - sums[:, :, None] * (sums / dimensions)[:, None, :]
+    scale = 1 / np.sqrt(np.diagonal(found, axis1=1, axis2=2))
+    found *= scale[:, :, None]
+    found *= scale[:, None, :]
+    return found
 
 
 def collective_ais_reference(

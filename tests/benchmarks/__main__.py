@@ -30,6 +30,7 @@ BEGIN, END = "<!-- speed: written by make bench -->\n", "<!-- speed: end -->\n"
 PARTS = {
     "explainer": "explainer_cost",
     "grad-cam": "against_grad_cam",
+    "protocol": "protocol_cost",
 }
 
 

@@ -98,7 +98,7 @@ def test_similarity_curve_on_a_grid_is_the_same():
     embeddings, replacements, first, order, rng = case()
     humans = [(np.arange(9), np.corrcoef(rng.normal(size=(9, 5))))]
     every = similarity_curve(embeddings, replacements, first, order, humans)
-    for counts in ([0, 12], [0, 1, 2, 5, 9, 12], [0, 3, 4]):
+    for counts in ([0, 12], [0, 1, 2, 5, 9, 12], [2, 3, 12]):
         found = similarity_curve(embeddings, replacements, first, order, humans, np.array(counts))
         np.testing.assert_allclose(found, every[:, counts], rtol=0, atol=2e-15)
 
