@@ -905,7 +905,7 @@ class ValidateDemoConfig(_Section):
     fit: FitConfig = FitConfig(variants=3, weight_decay=1.0)
     weighting: Literal["positive", "signed"] = Field(default="signed", description="Weights of the feature maps.")
     images_limit: Annotated[int, Field(ge=2)] = Field(
-        default=12, description="Images whose heatmaps are tested by deletion and insertion."
+        default=10, description="Images whose heatmaps are tested by deletion and insertion."
     )
     steps: Annotated[int, Field(ge=2)] = Field(default=5, description="Steps of a deletion or insertion curve.")
     storage: StorageConfig = StorageConfig()

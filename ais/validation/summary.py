@@ -12,7 +12,8 @@ _MARKS = {"shown": "✓", "not shown": "–", "against": "✗", "not measured": 
 # Name of a check, and what its row says.
 _CHECKS = {
     "head predicts": "head predicts ratings of test images: PLCC",
-    "PLCC along random": "maps added by AIS lead a random order, test PLCC",
+    "RMSE along random": "maps added by AIS lead a random order, test RMSE",
+    "PLCC along random": "… test PLCC",
     "ais separates": "maps with a higher AIS respond more to the disc: Spearman",
     "ais separates random head": "… lead over unfitted heads",
     "deletion blurred random": "deletion by the heatmap leads random maps, score",

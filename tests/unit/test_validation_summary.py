@@ -9,6 +9,7 @@ from jobs import validate_demo
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAD_CHECKS = (
+    "RMSE along random",
     "head predicts", "PLCC along random", "ais separates", "ais separates random head", "deletion blurred random",
     "deletion blurred centre", "deletion blurred random head", "pointing random head", "overlap random head",
     "variants random head",
