@@ -73,7 +73,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 def score_files(run: Run, plan: HeatmapPlan, listed: int) -> Work:
-    """Score each file by its size; those that say so are unreadable."""
+    """Score each file by its size; those that say ``bad`` are no images, and those that say ``far`` cannot be fetched
+    while there is a file ``down`` beside them."""
     assert plan.cells is None
     done = run.recover(listed)
     rows = [row for part in run.manifest.files("*.parquet") for row in pq.read_table(part.path).to_pylist()]
@@ -81,16 +82,24 @@ def score_files(run: Run, plan: HeatmapPlan, listed: int) -> Work:
     for start in range(0, len(todo), SHARD_ROWS):
         shard = todo[start : start + SHARD_ROWS]
         name = f"part-{run.run_id}-{shard[0]['image_id']:06d}.parquet"
-        bad = [row for row in shard if Path(row["uri"]).read_bytes().startswith(b"bad")]
-        good = [row for row in shard if row not in bad]
+        bad = [row | failure for row in shard if (failure := failure_of(Path(row["uri"])))]
+        good = [row for row in shard if not failure_of(Path(row["uri"]))]
         if bad:
-            facts = {"stage": "decode", "reason": "not an image", "error": "not an image"}
-            write_table(run.errors / name, pa.Table.from_pylist([row | facts for row in bad], ERRORS_SCHEMA))
+            write_table(run.errors / name, pa.Table.from_pylist(bad, ERRORS_SCHEMA))
         if good:
             facts = {"width": 1, "height": 1, "box": [0.0] * 4, "score_std": None}
             found = [row | facts | {"score": float(Path(row["uri"]).stat().st_size)} for row in good]
             write_table(run.results / name, pa.Table.from_pylist(found, results_schema(None)))
     return Work(len(todo), 1.0, {})
+
+
+def failure_of(file: Path) -> dict[str, str]:
+    content = file.read_bytes()
+    if content.startswith(b"bad"):
+        return {"stage": "decode", "reason": "not an image", "error": "not an image"}
+    if content.startswith(b"far") and (file.parent / "down").exists():
+        return {"stage": "fetch", "reason": "unreadable", "error": "unreadable"}
+    return {}
 
 
 @pytest.fixture(scope="module")
@@ -211,3 +220,33 @@ def test_an_unchanged_night_killed_anywhere(tmp_path: Path, machine: Machine, sc
     machine.at = -1
     assert job.run_ticks(at(scoring, tmp_path, None)) == 0
     assert deaths == 6  # before and after the pointer, the summary and the state
+
+
+@pytest.mark.usefixtures("machine")
+def test_failed_images_are_tried_again_where_that_may_help(
+    tmp_path: Path, scoring: job.Scoring, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "photos").mkdir()
+    for name, content in {"a.png": b"good", "bad.png": b"bad", "far.png": b"far", "down": b""}.items():
+        (tmp_path / "photos" / name).write_bytes(content)
+
+    def night(tick: str, **changed: Any) -> str:
+        tonight = at(scoring, tmp_path, tick)
+        config = tonight.config.model_copy(update={"max_error_share": 0.9, **changed})
+        assert job.run_ticks(replace(tonight, config=config)) == 0
+        return capsys.readouterr().out
+
+    def statuses() -> dict[str, str]:
+        return {name: status for name, (status, _) in seen(tmp_path / "scores" / "latest.parquet").items()}
+
+    assert "3 images: 3 new" in night("n1")
+    assert statuses() == {"a.png": "present", "bad.png": "failed", "far.png": "failed"}
+    assert "3 images: 1 to try again" in night("n2")
+    assert "unchanged" in night("n3", retry_errors=False)
+    (tmp_path / "photos" / "down").unlink()
+    assert "3 images: 1 to try again" in night("n4")
+    assert statuses() == {"a.png": "present", "bad.png": "failed", "far.png": "present"}
+    assert "unchanged" in night("n5")
+    limits = scoring.config.limits.model_copy(update={"max_bytes": 10})
+    assert "3 images: 1 to try again" in night("n6", limits=limits)
+    assert "unchanged" in night("n7", limits=limits)
