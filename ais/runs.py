@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ais.errors import RunError, StorageError
@@ -144,7 +145,8 @@ class Tally:
         """Count a shard of errors, of which ``image_id, stage, reason`` are looked at."""
         self._failed += rows.num_rows
         self._count(rows["image_id"].to_numpy())
-        self._reasons.update(f"{row['stage']}: {row['reason']}" for row in rows.select(["stage", "reason"]).to_pylist())
+        reasons = pc.binary_join_element_wise(rows["stage"], rows["reason"], ": ")
+        self._reasons.update({count["values"]: count["counts"] for count in pc.value_counts(reasons).to_pylist()})
 
     def _count(self, ids: np.ndarray) -> None:
         known = ids[(ids >= 0) & (ids < len(self._times))]
