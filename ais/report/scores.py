@@ -57,9 +57,8 @@ class Scores:
     def chunks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]]:
         """Yield positions, ids and finite scores, at most a million at a time."""
         for start in range(0, len(self.scores), _CHUNK):
-            scores = np.asarray(self.scores[start : start + _CHUNK])
+            scores, ids = _read_chunk(self.scores, start), _read_chunk(self.ids, start)
             finite = np.isfinite(scores)
-            ids = np.asarray(self.ids[start : start + _CHUNK])
             yield start + np.flatnonzero(finite), ids[finite], scores[finite] + np.float32(0)  # no negative zero
 
     def smallest(self, key: Callable[[NDArray[np.int64], NDArray[np.float32]], NDArray], count: int) -> list[int]:
@@ -182,6 +181,14 @@ def shuffled(ids: NDArray[np.int64], scores: NDArray[np.float32]) -> NDArray[np.
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
+
+
+def _read_chunk(array: NDArray, start: int) -> NDArray:
+    """Read a part of an array on disk; what is read through its map would stay in memory."""
+    if not isinstance(array, np.memmap):
+        return array[start : start + _CHUNK]
+    assert array.filename is not None
+    return np.fromfile(array.filename, array.dtype, _CHUNK, offset=start * array.itemsize)
 
 
 def _ordered_bits(scores: NDArray[np.float32]) -> NDArray[np.uint32]:
