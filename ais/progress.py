@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Self
 
 _EVERY_S = {"terminal": 1.0, "log": 15.0}
+_LAST_READS = 5
 
 
 class Line:
@@ -67,6 +68,7 @@ class ProgressLine:
         self._silent_s = silent_s
         self._done = 0
         self._errors = 0
+        self._seen = 0, 0
         self._started = time.monotonic()
         self._first: tuple[float, int] | None = None
         self._line = Line()
@@ -83,7 +85,11 @@ class ProgressLine:
         self._stop.set()
         self._thread.join()
         if kind is None and time.monotonic() - self._started >= self._silent_s:
-            self._line.keep(self._text(*self._read_or_keep(), last=True))
+            for _ in range(_LAST_READS):  # the last counts of other processes may still be on their way
+                if self._read_or_keep()[0] >= self._total:
+                    break
+                time.sleep(0.1)
+            self._line.keep(self._text(*self._seen, last=True))
         else:
             self._line.close()  # an error message begins on a line of its own
 
@@ -104,8 +110,8 @@ class ProgressLine:
 
     def _read_or_keep(self) -> tuple[int, int]:
         with suppress(Exception):  # progress is never a reason to fail
-            self._done, self._errors = self.read()
-        return self._done, self._errors
+            self._seen = self.read()
+        return self._seen
 
     def _text(self, done: int, errors: int, last: bool = False) -> str:
         now = time.monotonic()

@@ -268,7 +268,7 @@ def _general_similarity(prepared: PreparedImportance, pools: Pools, counter: Any
 def _counted(parts: Iterable[np.ndarray], counter: Any) -> Iterator[np.ndarray]:
     for part in parts:
         yield part
-        counter.add.remote(len(part), 0)
+        ray.get(counter.add.remote(len(part), 0))  # so that the last line counts them all
 
 
 def write_importance(prepared: PreparedImportance, result: ImportanceResult) -> str:

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from ais.config import FitConfig
-from ais.progress import duration
+from ais.progress import ProgressLine, duration
 from ais.training.progress import describe
 
 STAGE = """
@@ -89,6 +89,26 @@ def test_a_terminal_without_control_sequences_is_treated_as_a_log():
 @pytest.mark.parametrize("see", [piped, typed])
 def test_an_error_begins_on_a_line_of_its_own(see):
     assert see("fail").splitlines()[-1] == "error: the cause"
+
+
+def test_counts_that_arrive_late_are_waited_for(capsys):
+    class Late(ProgressLine):
+        reads = 0
+
+        def read(self):
+            self.reads += 1
+            return (7 if self.reads < 3 else 8), 0
+
+    with Late("images", 8) as line:
+        pass
+    assert line.reads == 3
+    assert capsys.readouterr().out.startswith("images: 8 of 8 · ")
+
+
+def test_a_stage_that_may_be_silent_is_if_it_was_short(capsys):
+    with ProgressLine("images", 1, silent_s=60) as line:
+        line.advance()
+    assert capsys.readouterr().out == ""
 
 
 def test_durations():
