@@ -128,8 +128,14 @@ class DecoderPool:
         self._children = children
         self._finalizer = weakref.finalize(self, _stop, children)
 
-    def decode(self, data: bytes, picture: bool = False) -> Decoded:
+    def decode(self, data: bytes, picture: bool = False, into: np.ndarray | None = None) -> Decoded:
         """Decode in a child; waits for one. Safe to call from many threads.
+
+        Args:
+            data: of the file.
+            picture: whether one for display is wanted, too.
+            into: (S, S, 3) uint8, contiguous; where the pixels go, so that they are not copied again. After an error
+                its contents are undefined.
 
         Raises:
             ImageError: the image cannot be used, or crashed its decoder twice, or took too long.
@@ -137,11 +143,11 @@ class DecoderPool:
         child = self._idle.get()
         try:
             try:
-                return child.decode(data, picture)
+                return child.decode(data, picture, into)
             except _DiedError:
                 pass
             try:
-                return child.decode(data, picture)
+                return child.decode(data, picture, into)
             except _DiedError as death:
                 raise ImageError("decode", DecodeReason.CRASHED, f"its decoder died twice, of {death}") from None
         finally:
@@ -172,7 +178,7 @@ class _Child:
         process = self._process
         return None if process is None else process.pid
 
-    def decode(self, data: bytes, picture: bool) -> Decoded:
+    def decode(self, data: bytes, picture: bool, into: np.ndarray | None) -> Decoded:
         process = self._process or self._start()
         assert process.stdin is not None
         try:
@@ -181,7 +187,7 @@ class _Child:
             raise _DiedError(self._cause()) from None
         seconds = self._decoding.limits.seconds
         try:
-            answer = self._receive(seconds * _CLOCK_PER_CPU)
+            answer = self._receive(seconds * _CLOCK_PER_CPU, into)
         except TimeoutError:
             self.stop()
             raise _too_slow(f"over {seconds * _CLOCK_PER_CPU:g} s by the clock") from None
@@ -214,7 +220,7 @@ class _Child:
             )
         return process
 
-    def _receive(self, seconds: float) -> Decoded | None:
+    def _receive(self, seconds: float, into: np.ndarray | None) -> Decoded | None:
         """What the child answers; ``None`` if it is dead."""
         assert self._process is not None
         pipe = self._process.stdout
@@ -227,7 +233,7 @@ class _Child:
         if "reason" in said:
             raise ImageError("decode", said["reason"], said["detail"])
         side = self._decoding.geometry.input_size
-        pixels: np.ndarray = np.empty((side, side, 3), np.uint8)
+        pixels = np.empty((side, side, 3), np.uint8) if into is None else into
         picture: np.ndarray | None = None
         if said["picture"] is not None:
             height, width = said["picture"]

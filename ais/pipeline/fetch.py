@@ -27,12 +27,11 @@ CHANGED = "changed since it was listed"
 
 @dataclass(frozen=True)
 class Fetched:
-    """What became of one address; ``pixels`` is ``None`` where ``stage`` names the stage that failed."""
+    """What became of one address; ``box`` is ``None`` where ``stage`` names the stage that failed."""
 
     width: int = 0
     height: int = 0
     box: np.ndarray | None = None
-    pixels: np.ndarray | None = None
     picture: np.ndarray | None = None
     stage: str = ""
     reason: str = ""
@@ -108,13 +107,15 @@ class FetchDecode:
             batch[name].to_pylist() if name in batch.column_names else nothing
             for name in ("image_id", "uri", "size", "etag", "mtime")
         )
-        rows = list(self._pool.map(self._one, ids, uris, sizes, etags, mtimes))
         side = self._geometry.input_size
-        pixels = np.zeros((len(rows), side, side, 3), np.uint8)
+        pixels = np.zeros((batch.num_rows, side, side, 3), np.uint8)
+        rows = list(self._pool.map(self._one, ids, uris, sizes, etags, mtimes, pixels))
         boxes = np.zeros((len(rows), 4), np.float32)
         for index, row in enumerate(rows):
-            if row.pixels is not None:
-                pixels[index], boxes[index] = row.pixels, row.box
+            if row.box is None:
+                pixels[index] = 0
+            else:
+                boxes[index] = row.box
         pictures = [None if row.picture is None else row.picture.tobytes() for row in rows]
         shapes = [(0, 0) if row.picture is None else row.picture.shape[:2] for row in rows]
         return replace_columns(
@@ -134,15 +135,17 @@ class FetchDecode:
             decode_s=pa.array([row.decode_s for row in rows], pa.float32()),
         )
 
-    def _one(self, image_id: int, uri: str, size: int | None, etag: str | None, mtime: float | None) -> Fetched:
+    def _one(
+        self, image_id: int, uri: str, size: int | None, etag: str | None, mtime: float | None, pixels: np.ndarray
+    ) -> Fetched:
         started = time.perf_counter()
         fetched = started
         try:
             data = read_image(uri, size, self._limits, self._storage, etag=etag, mtime=mtime)
             fetched = time.perf_counter()
             picture = self._pictures is not None and self._pictures.wanted(image_id)
-            found = self._decoders.decode(data, picture)
-            result = Fetched(found.width, found.height, found.box, found.pixels, found.picture)
+            found = self._decoders.decode(data, picture, into=pixels)
+            result = Fetched(found.width, found.height, found.box, found.picture)
         except ImageError as error:
             result = Fetched(stage=error.stage, reason=error.reason, error=str(error)[:_ERROR_LENGTH])
         if result.stage == "fetch":
