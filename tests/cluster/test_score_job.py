@@ -36,7 +36,7 @@ from ais.runs import results_schema
 from ais.storage import Storage
 from jobs.score import main
 from tests.cluster.test_heatmaps_job import snapshot, write_picture
-from tests.cluster.test_interrupted import descendants
+from tests.kills import descendants
 from tests.s3.proxy import FaultyProxy
 from tests.s3.server import S3Server
 
