@@ -10,8 +10,9 @@ child process that holds only this one: what it does to the child is known to be
   wrong), and ten times as long by the clock, for what hangs without computing. Then it is killed ("too slow").
 - Its memory is bounded by what the largest image allowed may need (``RLIMIT_AS``), and where the machine runs out all
   the same, the kernel is told to kill the child first.
-- Children import numpy and Pillow, nothing else, and hold no connection, no credentials' use and no open file. One that
-  is idle ends when its parent does, because its pipe ends, and one that is busy by its own alarm at the latest.
+- Children import numpy and Pillow, nothing else, and hold no connection, no open file and no credentials of the
+  environment. One that is idle ends when its parent does, because its pipe ends, and one that is busy by its own alarm
+  at the latest.
 
 A pool of processes from a library (multiprocessing, pebble, loky) would import the parent's main module in every child,
 which in a Ray worker is Ray, and send everything through one queue and a thread of its own.
@@ -28,6 +29,7 @@ import math
 import os
 import pickle
 import queue
+import re
 import resource
 import select
 import signal
@@ -60,6 +62,7 @@ _ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20),
 }
+_SECRET = re.compile("AWS|AZURE|SECRET|TOKEN|KEY|PASSW|CREDENTIAL", re.IGNORECASE)
 _LENGTH = struct.Struct("<Q")
 
 
@@ -202,7 +205,7 @@ class _Child:
             [sys.executable, "-c", _BOOT, *sys.path],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=os.environ | _ENVIRONMENT,
+            env={name: value for name, value in os.environ.items() if not _SECRET.search(name)} | _ENVIRONMENT,
         )
         assert process.stdin is not None
         assert process.stdout is not None

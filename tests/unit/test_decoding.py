@@ -120,6 +120,20 @@ def test_the_victim_of_another_is_decoded_by_the_next_child(pool: DecoderPool) -
         np.testing.assert_array_equal(pool.decode(good).pixels, expected.pixels)
 
 
+def test_children_hold_no_credentials(hostile: None, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
+    secrets = {"AWS_SECRET_ACCESS_KEY": "hidden-1", "azure_storage_sas_token": "hidden-2", "HF_TOKEN": "hidden-3"}
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    pool = DecoderPool(DECODING, 1)
+    pool.decode(deadly("nothing"))
+    [pid] = pool.pids()
+    environment = Path(f"/proc/{pid}/environ").read_bytes()
+    assert b"hidden-" not in environment
+    assert b"PATH=" in environment
+    pool.close()
+    assert pool.pids() == []
+
+
 def test_children_import_no_torch_and_no_ray_and_end_with_their_parent(hostile: None) -> None:  # noqa: ARG001
     script = """
 import os, signal, sys, threading, time
