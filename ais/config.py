@@ -213,6 +213,11 @@ class LimitsConfig(_Section):
         default=30.0,
         description="Processor time that one image may take to decode, in seconds; ten times that by the clock.",
     )
+    scaled_jpeg: bool = Field(
+        default=False,
+        description="Decode large JPEGs at a half, quarter or eighth of their size, which is faster; scores change a"
+        " little (README, Speed).",
+    )
 
 
 @dataclass(frozen=True)

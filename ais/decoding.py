@@ -38,14 +38,14 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ais.errors import AisError, ImageError
-from ais.images import DecodeReason, Geometry, Limits, decode_image
+from ais.images import DecodeReason, Geometry, Limits, decode_scaled
 from ais.render import fit_within
 
 _START_S = 300.0  # of a child on a machine that is very busy
@@ -54,6 +54,7 @@ _PIPE_BYTES = 2**20
 # The pixels as decoded, as converted and as composited, twice for what decoders keep beside them, and the interpreter.
 _BYTES_PER_PIXEL = 24
 _OWN_BYTES = 2**30
+_GAP = 2.0
 _BOOT = "import sys; sys.path[:] = sys.argv[1:]; from ais.decoding import serve; serve()"
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -106,12 +107,25 @@ class Decoding:
             ImageError: the image cannot be used.
         """
         try:
-            image = decode_image(data, self.limits)
+            needed = self._needed(picture) if self.limits.scaled_jpeg else None
+            image, (width, height), step = decode_scaled(data, self.limits, needed)
             pixels, box = self.geometry.apply(image)
+            box *= step
             shown = fit_within(image, self.max_side) if picture else None
         except MemoryError as error:
             raise ImageError("decode", DecodeReason.OUT_OF_MEMORY, "not enough memory to decode the image") from error
-        return Decoded(image.shape[1], image.shape[0], pixels, box, shown)
+        return Decoded(width, height, pixels, box, shown)
+
+    def _needed(self, picture: bool) -> Callable[[int, int], tuple[float, float]]:
+        """Twice the resolution of the input, and that of the picture."""
+
+        def needed(width: int, height: int) -> tuple[float, float]:
+            scale = _GAP * self.geometry.scale(width, height)
+            if picture:
+                scale = max(scale, self.max_side / max(width, height))
+            return width * scale, height * scale
+
+        return needed
 
 
 class DecoderPool:

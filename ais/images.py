@@ -7,9 +7,10 @@ pipelines of the published weights.
 
 import io
 import logging
+import math
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -98,6 +99,8 @@ class Limits:
         max_metadata_bytes: colour profile, EXIF, XMP, comments and texts together, in bytes, uncompressed.
         seconds: of processor time, from bytes to pixels. Kept by `ais.decoding`, which decodes in processes that can be
             stopped; `decode_image` itself knows no time.
+        scaled_jpeg: decode a JPEG at a half, quarter or eighth of its size where that leaves at least twice the
+            resolution that is needed (the gap that Pillow's own thumbnails keep). Kept by `ais.decoding`.
 
     Raises:
         ValueError: a bound is below 1, ``max_pixels`` is beyond what Pillow reads, or ``seconds`` is not above 0.
@@ -107,6 +110,7 @@ class Limits:
     max_pixels: int = _PILLOW_WARNS_AT
     max_metadata_bytes: int = 16 * 2**20
     seconds: float = 30.0
+    scaled_jpeg: bool = False
 
     def __post_init__(self) -> None:
         if self.max_bytes < 1:
@@ -133,6 +137,27 @@ def decode_image(data: bytes, limits: Limits = Limits()) -> np.ndarray:
         ImageError: the stage is ``decode``, the reason one of `DecodeReason`. Nothing else is raised whatever
             the bytes, save `MemoryError`.
     """
+    return decode_scaled(data, limits, None)[0]
+
+
+def decode_scaled(
+    data: bytes, limits: Limits, needed: Callable[[int, int], tuple[float, float]] | None
+) -> tuple[np.ndarray, tuple[int, int], int]:
+    """Decode as `decode_image`; a JPEG only as large as it is needed, which its blocks of 8×8 pixels make cheap.
+
+    Args:
+        data: of the file.
+        limits: of which the size of the whole image has to keep.
+        needed: of an image's width and height, the least width and height to decode it at; ``None``: all of it. JPEG
+            knows halves, quarters and eighths; other formats are decoded whole.
+
+    Returns:
+        RGB pixels, (h, w, 3) uint8, read-only; width and height of the whole image, its EXIF orientation applied; and
+        the side of a returned pixel in pixels of the whole image: 1, 2, 4 or 8. The last ones may reach beyond it.
+
+    Raises:
+        ImageError: as `decode_image`.
+    """
     if not data:
         raise _error(DecodeReason.EMPTY_FILE, "0 bytes")
     if len(data) > limits.max_bytes:
@@ -158,7 +183,14 @@ def decode_image(data: bytes, limits: Limits = Limits()) -> np.ndarray:
         metadata = sum(len(value) for value in image.info.values() if isinstance(value, bytes | str))
         if metadata > limits.max_metadata_bytes:
             raise _error(DecodeReason.TOO_MUCH_METADATA, f"{metadata} bytes, the limit is {limits.max_metadata_bytes}")
-        return _rgb_pixels(image)
+        step = 1
+        if needed is not None:
+            wanted = needed(width, height)
+            drafted = image.draft(None, (max(1, math.ceil(wanted[0])), max(1, math.ceil(wanted[1]))))
+            step = round(width / drafted[1][2]) if drafted else 1
+        pixels = _rgb_pixels(image)
+        turned = _exif_orientation(image) >= 5  # on its side
+        return pixels, ((height, width) if turned else (width, height)), step
 
 
 def as_rgb_array(image: Image.Image | np.ndarray) -> np.ndarray:
@@ -235,6 +267,12 @@ class Geometry:
             return f"center_crop-{self.input_size}-of-{self.resize_size}-{self.interpolation}"
         pad = "".join(f"{level:02x}" for level in self.pad_rgb)
         return f"letterbox-{self.input_size}-{self.interpolation}-pad-{pad}"
+
+    def scale(self, width: int, height: int) -> float:
+        """Pixels of the input for each pixel of an image of this size."""
+        if self.mode == "center_crop":
+            return self.resize_size / min(width, height)
+        return self.input_size / max(width, height)
 
     def apply(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Resample one image to the input of the backbone.

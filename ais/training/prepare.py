@@ -150,6 +150,8 @@ def prepare_training(config: TrainConfig, spec: BackboneSpec | None = None) -> P
         "fit": config.fit.model_dump(exclude=_OPERATIONAL),
         "limits": config.limits.model_dump(),
     }
+    if config.limits.scaled_jpeg:
+        cache_address = posixpath.join(cache_address, "scaled-jpeg")  # other pixels, other embeddings
     cache = EmbeddingCache(cache_address, embedding_fingerprint(spec, weights, mode), storage)
     return PreparedTraining(config, storage, ratings, spec, weights, cache, identity)
 

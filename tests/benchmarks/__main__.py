@@ -30,6 +30,12 @@ BEGIN, END = "<!-- speed: written by make bench -->\n", "<!-- speed: end -->\n"
 PARTS = {
     "explainer": "explainer_cost",
     "grad-cam": "against_grad_cam",
+    "precision": "precision",
+    "sets": "whole_sets",
+    "job": "job_against_loop",
+    "decoding": "decode_speed",
+    "latency": "latency",
+    "growth": "growth",
     "protocol": "protocol_cost",
 }
 

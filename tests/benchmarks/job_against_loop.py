@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 
 from ais import Explainer, RegressionHead, load_backbone, load_head
+from ais.backbones import BackboneSpec
 from ais.heads import HeadEnsemble, save_head
 from ais.heatmaps import HeatmapCells, normalise_for_display, place_on_image
 from ais.render import fit_within, overlay_png
@@ -38,23 +39,24 @@ SIZE = (640, 480)
 
 
 def make_photographs(folder: Path, count: int, size: tuple[int, int] = SIZE) -> None:
-    """JPEG files (about 90 kB at the default size) with the frequencies of photographs: noise that falls off as 1/f."""
+    """JPEG files with the frequencies of photographs: noise that falls off as 1/f^1 to 1/f^1.6, in many colours."""
     folder.mkdir(parents=True, exist_ok=True)
     width, height = size
     rows, columns = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
-    falloff = 1 / np.maximum(np.hypot(rows, columns), 1 / width)
+    frequency = np.maximum(np.hypot(rows, columns), 1 / width)
     for index in range(count):
         rng = np.random.default_rng(index)
+        falloff = frequency ** -rng.uniform(1.0, 1.6)
         planes = []
         for _ in range(3):
             spectrum = np.fft.rfft2(rng.normal(size=(height, width))) * falloff
             plane = np.fft.irfft2(spectrum, s=(height, width))
-            planes.append(128 + 50 * plane / plane.std())
+            planes.append(rng.uniform(70, 180) + rng.uniform(15, 60) * plane / plane.std())
         pixels = np.clip(np.stack(planes, 2), 0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(folder / f"{index:06d}.jpg", quality=90)
 
 
-def make_head(folder: Path, backbone: str) -> None:
+def make_head(folder: Path, backbone: str | BackboneSpec) -> None:
     """A head that nobody fitted; speed does not depend on it."""
     network = load_backbone(backbone, weights="random", seed=0)
     torch.manual_seed(0)
