@@ -127,9 +127,9 @@ class LocalCluster:
             *(f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"),
             *(f"--dashboard-agent-grpc-port={agent_grpc}", f"--labels={self._labels()}"),
         ]
+        given = {**without_ray(os.environ), **self._environment}
         environment = {
-            **without_ray(os.environ),
-            **self._environment,
+            **given,
             **{name: value for name, value in client_environment.items() if name.startswith("RAY_AUTH")},
             MARK: str(self.folder),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
@@ -138,7 +138,7 @@ class LocalCluster:
             INSTANCE_ID_VARIABLE: HEAD_ID,
             NODE_ID_VARIABLE: HEAD_ID,
             # Where the autoscaler finds the provider.
-            "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep),
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), given.get("PYTHONPATH")))),
         }
         started = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if started.returncode:
