@@ -140,8 +140,8 @@ class Score:
             errors[unusable] = "the network gave a score or heatmap that is not finite"
         if self._progress is not None:
             waited = {
-                "fetch": float(pc.sum(batch["fetch_s"]).as_py()),
-                "decode": float(pc.sum(batch["decode_s"]).as_py()),
+                "fetch": float(pc.sum(batch["fetch_s"]).as_py() or 0),
+                "decode": float(pc.sum(batch["decode_s"]).as_py() or 0),
             }
             self._progress.batch(stages, reasons, self._device, time.perf_counter() - started, waited)
             if self._explainer.passes.limit != self._told:

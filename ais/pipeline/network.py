@@ -63,7 +63,10 @@ class NetworkStage:
             every = np.zeros((batch.num_rows, *values.shape[1:]), np.float32)
             every[good] = values
             packed[name] = pack(every)
-        waited = {"fetch": float(pc.sum(batch["fetch_s"]).as_py()), "decode": float(pc.sum(batch["decode_s"]).as_py())}
+        waited = {
+            "fetch": float(pc.sum(batch["fetch_s"]).as_py() or 0),
+            "decode": float(pc.sum(batch["decode_s"]).as_py() or 0),
+        }
         self._progress.batch(stages, reasons, self.device, time.perf_counter() - self._started, waited)
         texts = {"stage": stages, "reason": reasons, "error": errors}
         texts_packed = {name: pa.array(values, pa.string()) for name, values in texts.items()}
