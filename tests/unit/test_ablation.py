@@ -10,14 +10,18 @@ import dataclasses
 import functools
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from ais.ablation import Ablation, ablate, ablate_reference, ablated_embeddings, run_trunk
+from ais.ablation import Ablation, ablate, ablate_reference, ablated_embeddings, replaced_coordinates, run_trunk
 from ais.backbones import Backbone, TailKind, load_backbone
 from ais.errors import BackboneError
 from ais.heads import HeadEnsemble, RegressionHead, as_ensemble
+from ais.importance.adding import embeddings_along_reference
+from ais.importance.general import general_similarities
+from ais.importance.similarity import collective_ais, collective_ais_of
 from tests.networks import CASES, MAPS, SIDE, randomise_batch_norms, small_backbone
 
 
@@ -199,6 +203,42 @@ def test_trunk_runs_once(real: Real) -> None:
     finally:
         handle.remove()
     assert calls == [2]
+
+
+def test_similarity_ais_is_ablating_embedding_and_correlating(real: Real) -> None:
+    """Of the map with the largest collective AIS and one beside it, with a hook and NumPy's ``corrcoef``.
+
+    Measured error, of the largest AIS: 5e-6.
+    """
+    backbone, count = real.backbone, len(real.images)
+    if backbone.spec.name == "efficientnet_b3":
+        # With batch norms that shift, this deep an untrained network gives all images one embedding, to 15 digits.
+        backbone = load_backbone("efficientnet_b3", weights="random", seed=0)
+    coarse = 2 * torch.randn(count, 3, 4, 4, generator=torch.Generator().manual_seed(5))
+    images = torch.nn.functional.interpolate(coarse, tuple(real.images.shape[-2:]), mode="bilinear")
+    human = np.corrcoef(np.random.default_rng(0).normal(size=(count, 4)))
+    if backbone.split.kind is TailKind.CHANNELWISE:
+        with torch.inference_mode():
+            maps, context = run_trunk(backbone.split, images)
+            embeddings = backbone.split.tail(maps, *context)
+            first, changes = replaced_coordinates(backbone.split, maps, context, embeddings)
+        replacements = embeddings[:, first : first + changes.shape[1]] + changes
+        found = collective_ais(embeddings.numpy(), replacements.numpy(), first, human)
+    else:
+        intact, parts = general_similarities(backbone, [images[:3], images[3:]], "collective")
+        found = collective_ais_of(parts, intact, human)
+
+    def agreement(kept: np.ndarray) -> float:
+        order = np.append(kept, np.setdiff1d(np.arange(len(found)), kept))
+        embedded = embeddings_along_reference(backbone, images, order, np.array([len(kept)]))[0]
+        similarity, (rows, columns) = np.corrcoef(embedded.double().numpy()), np.triu_indices(count, 1)
+        return float(np.corrcoef(similarity[rows, columns], human[rows, columns])[0, 1] ** 2)
+
+    everything, largest = np.arange(len(found)), int(np.abs(found).argmax())
+    full = agreement(everything)
+    for k in (largest, largest - 1):
+        expected = full - agreement(np.delete(everything, k))
+        assert found[k] == pytest.approx(expected, abs=5e-5 * np.abs(found).max())
 
 
 @pytest.fixture(scope="module")
