@@ -14,15 +14,21 @@ def main() -> int:
     """Run, print the table, and return 0 if everything survived."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=5000)
+    parser.add_argument("--small", action="store_true", help="400 images and 4 kills")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fault-rate", type=float, default=0.01, help="of S3 requests")
     arguments = parser.parse_args()
     kills = {DRIVER: 4, SCORER: 2, FETCHER: 2, NODE: 2}
+    overrides: tuple[str, ...] = ()
+    if arguments.small:
+        # One image at a time, so that there is time to kill.
+        overrides = ("compute.fetch_actors=1", "compute.fetch_threads=1")
+        kills, arguments.images = dict.fromkeys(kills, 1), 400
     with tempfile.TemporaryDirectory(prefix="head-") as folder:
         save_tiny_head(Path(folder))
-        outcome = run_chaos(
-            Plan(arguments.images, kills, Faults.each(arguments.fault_rate), arguments.seed), Path(folder)
-        )
+        faults = Faults.each(arguments.fault_rate)
+        plan = Plan(arguments.images, kills, faults, arguments.seed, 10 if arguments.small else 50, overrides)
+        outcome = run_chaos(plan, Path(folder))
     print(outcome.said)
     print("\n".join([*outcome.wrong[:20], *outcome.orphans[:20]]))
     print(f"Seed {arguments.seed}.\n\n{outcome.table()}")

@@ -34,7 +34,7 @@ from tests.zoo import HOSTILE_PATH
 
 DRIVER, SCORER, FETCHER, NODE = "driver", "scoring actor", "fetching actor", "node"
 _PATIENCE_S = 900.0
-_DECODE_S = 2.0
+_DECODE_S = 1.0
 _VICTIM_S = 60.0  # in which a start has its actors
 _NODE_ID = f"{NODE_ID_VARIABLE}=".encode()
 # Measured: equal to the last bit. Batches of a continued run hold other images, so other kernels may round otherwise;

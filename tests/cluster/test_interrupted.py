@@ -1,8 +1,8 @@
-"""The main job killed with signal 9 together with its own Ray, on a cluster of one core, and started twice at once.
+"""The main job killed with signal 9: driver, scoring actor, fetching actor; on one core and two; and started twice.
 
 The real command line in processes of their own, each with a private Ray. Nothing is faked; the processes of a killed
 driver's cluster are ended at the latest when its test is over, found as its descendants under ``/proc`` (Linux).
-Kills of actors and nodes of a cluster that stays are in `test_chaos`.
+Kills of all of them and of nodes, in one run over S3, are in ``make chaos`` (`tests.chaos`).
 """
 
 import json
@@ -20,11 +20,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.kills import Job
+from tests.kills import FETCHING, SCORING, Job, actors, descendants
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes under /proc")
 
-IMAGES, FILES, SHARD_ROWS = 360, 24, 24
+IMAGES, FILES, SHARD_ROWS = 480, 24, 24
 PATIENCE_S = 400
 COMMAND = """
 import sys
@@ -57,7 +57,7 @@ def start() -> Iterator[Callable[..., Job]]:
 
 @pytest.fixture(scope="module")
 def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A list of 360 addresses of 24 files whose decoding takes a while, one of them missing."""
+    """A list of 480 addresses of 24 files whose decoding takes a while, one of them missing."""
     root = tmp_path_factory.mktemp("collection")
     rng = np.random.default_rng(0)
     for number in range(FILES - 1):
@@ -132,13 +132,20 @@ def assert_same(found: Outcome, undisturbed: Outcome) -> None:
     np.testing.assert_allclose(found.heatmaps, undisturbed.heatmaps, rtol=0, atol=1e-4)
 
 
+def kill_worker(job: Job, stage: str) -> None:
+    """Kill the process of a stage's actor."""
+    [worker] = actors(stage, [process.pid for process in descendants(job.pid)])
+    worker.kill()
+    job.wait_for(lambda: not worker.alive, PATIENCE_S)
+
+
 @pytest.fixture(scope="module")
 def undisturbed_output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("undisturbed")
 
 
 class TestInterrupted:
-    """In this order: the first test makes what the second compares with."""
+    """In this order: the first test makes what the others compare with."""
 
     def test_one_core_is_enough(
         self, start: Callable[..., Job], collection: Path, head: Path, undisturbed_output: Path
@@ -170,4 +177,17 @@ class TestInterrupted:
         summary = json.loads((folder / "summary.json").read_text())
         assert summary["images"] == IMAGES
         assert 0 < summary["last_start"]["images"] <= IMAGES - 2 * SHARD_ROWS
+        assert_same(outcome_of(tmp_path), outcome_of(undisturbed_output))
+
+    def test_killed_workers_are_replaced_on_two_cores(
+        self, start: Callable[..., Job], collection: Path, head: Path, undisturbed_output: Path, tmp_path: Path
+    ) -> None:
+        job = start(arguments(collection, head, tmp_path), cpus=2)
+        job.wait_for(lambda: len(shards(tmp_path)) >= 1, PATIENCE_S)
+        kill_worker(job, FETCHING)  # first: it may be done long before scoring is
+        so_far = len(shards(tmp_path))
+        job.wait_for(lambda: len(shards(tmp_path)) > so_far + 1, PATIENCE_S)
+        kill_worker(job, SCORING)
+        assert not (tmp_path / "runs" / "run" / "summary.json").exists()
+        assert job.finish(PATIENCE_S) == 0, job.said()
         assert_same(outcome_of(tmp_path), outcome_of(undisturbed_output))
