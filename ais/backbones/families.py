@@ -1,14 +1,27 @@
-"""The networks themselves: torchvision's, cut at the embedding, under the module names that the notes use."""
+"""The networks themselves: torchvision's, cut at the embedding, under the module names that the notes use.
+
+torchvision is imported where one of its networks is built: that takes as long as importing torch, and processes that
+build another network, or none, start without it.
+"""
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torchvision import models
-from torchvision.models import VGG, DenseNet, EfficientNet, Inception3, ResNet
+
+if TYPE_CHECKING:
+    from torchvision.models import DenseNet
+
+
+def build(name: str, **options: Any) -> nn.Module:
+    """torchvision's network of this name, untrained, with its classifier."""
+    from torchvision import models
+
+    network: nn.Module = getattr(models, name)(weights=None, **options)
+    return network
 
 
 class PooledFeatures(nn.Module):
@@ -32,6 +45,8 @@ class VGGEmbedding(nn.Module):
 
     def __init__(self, vgg: nn.Module) -> None:
         super().__init__()
+        from torchvision.models import VGG
+
         assert isinstance(vgg, VGG)
         self.features = vgg.features
         self.avgpool = vgg.avgpool
@@ -58,35 +73,38 @@ class DenseNetEmbedding(nn.Module):
 
 def adapt_resnet(resnet: nn.Module) -> nn.Module:
     """ResNet's children without average pool and classifier, as the notes' ``features`` (layer4 is ``features.7``)."""
+    from torchvision.models import ResNet
+
     assert isinstance(resnet, ResNet)
     return PooledFeatures(nn.Sequential(*list(resnet.children())[:-2]))
 
 
 def adapt_efficientnet(efficientnet: nn.Module) -> nn.Module:
     """EfficientNet's own ``features``, pooled."""
+    from torchvision.models import EfficientNet
+
     assert isinstance(efficientnet, EfficientNet)
     return PooledFeatures(efficientnet.features)
 
 
 def adapt_densenet(densenet: nn.Module) -> nn.Module:
     """DenseNet's own ``features``, pooled after the ReLU that torchvision applies outside of it."""
+    from torchvision.models import DenseNet
+
     assert isinstance(densenet, DenseNet)
     return DenseNetEmbedding(densenet)
 
 
 def adapt_inception(inception: nn.Module) -> nn.Module:
     """Inception-v3 without auxiliary classifier; its classifier becomes the identity."""
+    from torchvision.models import Inception3
+
     assert isinstance(inception, Inception3)
     inception.aux_logits = False
     inception.AuxLogits = None
     inception.dropout = nn.Identity()
     inception.fc = nn.Identity()
     return inception
-
-
-def build_inception(**kwargs: Any) -> nn.Module:
-    """torchvision's Inception-v3 as its published weights expect it: its own input scaling, auxiliary head present."""
-    return models.inception_v3(weights=None, transform_input=True, aux_logits=True, init_weights=False, **kwargs)
 
 
 # Files of torchvision before 0.3 say `norm.1`; torchvision itself still renames the keys of the published

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import difflib
-
-from torchvision import models
+from functools import partial
 
 from ais.backbones import families
 from ais.backbones.spec import BackboneSpec, PublishedWeights, TailKind
@@ -46,19 +45,19 @@ def get_spec(name: str) -> BackboneSpec:
 _IMAGENET_LICENCE = "BSD-3-Clause (torchvision); trained on ImageNet-1k, whose terms are for research"
 
 
-def _torchvision(weights: models.WeightsEnum) -> PublishedWeights:
+def _torchvision(file: str, weights: str) -> PublishedWeights:
     """torchvision publishes the first eight digits of the SHA-256 in the file name."""
-    url: str = weights.url
-    digest = url.rsplit("-", 1)[1].removesuffix(".pth")
-    return PublishedWeights(url, digest, _IMAGENET_LICENCE, f"torchvision {weights}")
+    digest = file.rsplit("-", 1)[1].removesuffix(".pth")
+    url = f"https://download.pytorch.org/models/{file}"
+    return PublishedWeights(url, digest, _IMAGENET_LICENCE, f"torchvision {weights}.IMAGENET1K_V1")
 
 
 register(
     BackboneSpec(
         name="vgg16",
-        build=models.vgg16,
+        build=partial(families.build, "vgg16"),
         adapt=families.VGGEmbedding,
-        published=_torchvision(models.VGG16_Weights.IMAGENET1K_V1),
+        published=_torchvision("vgg16-397923af.pth", "VGG16_Weights"),
         input_size=224,
         resize_size=256,
         interpolation="bilinear",
@@ -72,9 +71,9 @@ register(
 register(
     BackboneSpec(
         name="vgg19",
-        build=models.vgg19,
+        build=partial(families.build, "vgg19"),
         adapt=families.VGGEmbedding,
-        published=_torchvision(models.VGG19_Weights.IMAGENET1K_V1),
+        published=_torchvision("vgg19-dcbb9e9d.pth", "VGG19_Weights"),
         input_size=224,
         resize_size=256,
         interpolation="bilinear",
@@ -90,9 +89,9 @@ register(
 register(
     BackboneSpec(
         name="resnet152",
-        build=models.resnet152,
+        build=partial(families.build, "resnet152"),
         adapt=families.adapt_resnet,
-        published=_torchvision(models.ResNet152_Weights.IMAGENET1K_V1),
+        published=_torchvision("resnet152-394f9c45.pth", "ResNet152_Weights"),
         input_size=224,
         resize_size=256,
         interpolation="bilinear",
@@ -106,9 +105,9 @@ register(
 register(
     BackboneSpec(
         name="densenet161",
-        build=models.densenet161,
+        build=partial(families.build, "densenet161"),
         adapt=families.adapt_densenet,
-        published=_torchvision(models.DenseNet161_Weights.IMAGENET1K_V1),
+        published=_torchvision("densenet161-8d451a50.pth", "DenseNet161_Weights"),
         input_size=224,
         resize_size=256,
         interpolation="bilinear",
@@ -130,7 +129,7 @@ register(
 register(
     BackboneSpec(
         name="barlow_twins",
-        build=models.resnet50,
+        build=partial(families.build, "resnet50"),
         adapt=families.adapt_resnet,
         published=PublishedWeights(
             url="https://dl.fbaipublicfiles.com/barlowtwins/ep1000_bs2048_lrw0.2_lrb0.0048_lambd0.0051/resnet50.pth",
@@ -151,9 +150,9 @@ register(
 register(
     BackboneSpec(
         name="efficientnet_b3",
-        build=models.efficientnet_b3,
+        build=partial(families.build, "efficientnet_b3"),
         adapt=families.adapt_efficientnet,
-        published=_torchvision(models.EfficientNet_B3_Weights.IMAGENET1K_V1),
+        published=_torchvision("efficientnet_b3_rwightman-b3899882.pth", "EfficientNet_B3_Weights"),
         # The notes' 8×8 maps need 256 pixels; torchvision's preset (300 of 320) gives 10×10. The share of the
         # image that the crop keeps is the preset's: 300 / 320 = 256 / 273.
         input_size=256,
@@ -169,9 +168,10 @@ register(
 register(
     BackboneSpec(
         name="inception_v3",
-        build=families.build_inception,
+        # As its published weights expect it: its own input scaling, auxiliary head present.
+        build=partial(families.build, "inception_v3", transform_input=True, aux_logits=True, init_weights=False),
         adapt=families.adapt_inception,
-        published=_torchvision(models.Inception_V3_Weights.IMAGENET1K_V1),
+        published=_torchvision("inception_v3_google-0cc3c7bd.pth", "Inception_V3_Weights"),
         input_size=299,
         resize_size=342,
         interpolation="bilinear",

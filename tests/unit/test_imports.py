@@ -15,7 +15,8 @@ def loaded(statement: str) -> set[str]:
 def test_the_library_needs_no_ray() -> None:
     modules = loaded("from ais import Explainer, HeadEnsemble, RegressionHead, load_backbone, load_head")
     assert "torch" in modules
-    assert not modules & {"ray", "s3fs", "pandas"}
+    # torchvision takes as long to import as torch: it waits until one of its networks is built.
+    assert not modules & {"ray", "s3fs", "pandas", "torchvision"}
 
 
 def test_import_ais_alone_is_light() -> None:
