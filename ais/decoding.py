@@ -208,6 +208,11 @@ class _Child:
         except TimeoutError:
             self.stop()
             raise _too_slow(f"over {seconds * _CLOCK_PER_CPU:g} s by the clock") from None
+        except ImageError:
+            raise  # the child's own answer, read to its end
+        except BaseException:
+            self.stop()  # what is left in its pipe would pass for the answer to the next image
+            raise
         if answer is None:
             if (cause := self._cause()) == signal.SIGXCPU.name:
                 raise _too_slow(f"over {seconds:g} s of processor time")

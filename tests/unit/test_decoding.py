@@ -120,6 +120,18 @@ def test_the_victim_of_another_is_decoded_by_the_next_child(pool: DecoderPool) -
         np.testing.assert_array_equal(pool.decode(good).pixels, expected.pixels)
 
 
+def test_an_answer_that_was_not_read_to_its_end_is_no_answer_to_the_next_image(hostile: None) -> None:  # noqa: ARG001
+    pool = DecoderPool(DECODING, 1)
+    good = deadly("nothing")
+    expected = pool.decode(good)
+    read_only = np.empty_like(expected.pixels)
+    read_only.flags.writeable = False
+    with pytest.raises(TypeError):
+        pool.decode(good, into=read_only)
+    np.testing.assert_array_equal(pool.decode(good).pixels, expected.pixels)
+    pool.close()
+
+
 def test_children_hold_no_credentials(hostile: None, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
     secrets = {"AWS_SECRET_ACCESS_KEY": "hidden-1", "azure_storage_sas_token": "hidden-2", "HF_TOKEN": "hidden-3"}
     for name, value in secrets.items():
