@@ -196,7 +196,8 @@ def _acquire(place: Folder, lease_s: float, wait: bool, notice: Callable[[str], 
                             old.remove()
                 return Lease(fence, lease_s, holder, made)
     raise StorageError(
-        f"the lock {place.address!r} cannot be taken: something else is in its place, or it changes all the time"
+        f"the lock {place.address!r} cannot be taken: something else is in its place, or it changes all the time; "
+        "move away what is there, and start again"
     )
 
 
