@@ -217,7 +217,8 @@ def conclusion(findings: Findings, checks: list[Check]) -> str:
     if outcomes[_PREDICTS] != "shown":
         return (
             "FAILED: the head was not shown to predict ratings of images it has not seen. Its heatmaps show what moves "
-            "this head, not what people saw, whatever else is shown below."
+            "this head, not what people saw, whatever else is shown below: deletion is faithful to any head, and the "
+            "protocol, which ranks maps by the ratings, can find some that help in a head that learnt nothing."
         )
     left_out = f" The protocol was left out: {findings.protocol_refused}." if findings.protocol_refused else ""
     return _summary(essential, outcomes) + left_out
