@@ -137,12 +137,12 @@ def decode_image(data: bytes, limits: Limits = Limits()) -> np.ndarray:
         ImageError: the stage is ``decode``, the reason one of `DecodeReason`. Nothing else is raised whatever
             the bytes, save `MemoryError`.
     """
-    return decode_scaled(data, limits, None)[0]
+    return np.asarray(decode_scaled(data, limits, None)[0])
 
 
 def decode_scaled(
     data: bytes, limits: Limits, needed: Callable[[int, int], tuple[float, float]] | None
-) -> tuple[np.ndarray, tuple[int, int], int]:
+) -> tuple[Image.Image, tuple[int, int], int]:
     """Decode as `decode_image`; a JPEG only as large as it is needed, which its blocks of 8×8 pixels make cheap.
 
     Args:
@@ -152,7 +152,7 @@ def decode_scaled(
             knows halves, quarters and eighths; other formats are decoded whole.
 
     Returns:
-        RGB pixels, (h, w, 3) uint8, read-only; width and height of the whole image, its EXIF orientation applied; and
+        An RGB image, upright (an array would cost as much as a third of the decoding); width and height of the whole image, its EXIF orientation applied; and
         the side of a returned pixel in pixels of the whole image: 1, 2, 4 or 8. The last ones may reach beyond it.
 
     Raises:
@@ -188,9 +188,9 @@ def decode_scaled(
             wanted = needed(width, height)
             drafted = image.draft(None, (max(1, math.ceil(wanted[0])), max(1, math.ceil(wanted[1]))))
             step = round(width / drafted[1][2]) if drafted else 1
-        pixels = _rgb_pixels(image)
+        rgb = _upright(image)
         turned = _exif_orientation(image) >= 5  # on its side
-        return pixels, ((height, width) if turned else (width, height)), step
+        return rgb, ((height, width) if turned else (width, height)), step
 
 
 def as_rgb_array(image: Image.Image | np.ndarray) -> np.ndarray:
@@ -274,11 +274,11 @@ class Geometry:
             return self.resize_size / min(width, height)
         return self.input_size / max(width, height)
 
-    def apply(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def apply(self, image: np.ndarray | Image.Image) -> tuple[np.ndarray, np.ndarray]:
         """Resample one image to the input of the backbone.
 
         Args:
-            image: (H, W, 3) uint8, as `decode_image` and `as_rgb_array` return it.
+            image: (H, W, 3) uint8, as `decode_image` and `as_rgb_array` return it, or the same as a PIL image.
 
         Returns:
             The pixels, (S, S, 3) uint8, and the box, (4,) float32: left, top, right, bottom of the region of
@@ -286,29 +286,28 @@ class Geometry:
             Under ``letterbox`` it reaches beyond the image where padding is: left or top below 0, right above
             W, bottom above H.
         """
-        if self.mode == "center_crop":
-            return self._center_crop(image)
-        return self._letterbox(image)
+        picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+        return self._center_crop(picture) if self.mode == "center_crop" else self._letterbox(picture)
 
-    def _center_crop(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        height, width = image.shape[:2]
+    def _center_crop(self, image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+        width, height = image.size
         side = min(width, height) * self.input_size / self.resize_size
         left, top = (width - side) / 2, (height - side) / 2
         # Pillow takes the box as four float32: rounding here makes the box returned the one used.
         box = np.array([left, top, left + side, top + side], dtype=np.float32)
         size = (self.input_size, self.input_size)
         left, top, right, bottom = box.tolist()
-        resized = Image.fromarray(image).resize(size, _RESAMPLING[self.interpolation], box=(left, top, right, bottom))
+        resized = image.resize(size, _RESAMPLING[self.interpolation], box=(left, top, right, bottom))
         return np.array(resized), box
 
-    def _letterbox(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        height, width = image.shape[:2]
+    def _letterbox(self, image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+        width, height = image.size
         scale = self.input_size / max(width, height)
         content_width, content_height = max(1, round(width * scale)), max(1, round(height * scale))
         left, top = (self.input_size - content_width) // 2, (self.input_size - content_height) // 2
         pixels = np.empty((self.input_size, self.input_size, 3), dtype=np.uint8)
         pixels[:] = self.pad_rgb
-        content = Image.fromarray(image).resize((content_width, content_height), _RESAMPLING[self.interpolation])
+        content = image.resize((content_width, content_height), _RESAMPLING[self.interpolation])
         pixels[top : top + content_height, left : left + content_width] = np.asarray(content)
         # Pixels of the original per pixel of the input; they differ where the content size was rounded.
         step_x, step_y = width / content_width, height / content_height
@@ -368,12 +367,14 @@ def _image_errors(source: str) -> Iterator[None]:
 
 
 def _rgb_pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(_upright(image))
+
+
+def _upright(image: Image.Image) -> Image.Image:
     image.load()
     rgb = _rgb_image(image)
     transpose = _TRANSPOSES.get(_exif_orientation(image))
-    if transpose is not None:
-        rgb = rgb.transpose(transpose)
-    return np.asarray(rgb)
+    return rgb if transpose is None else rgb.transpose(transpose)
 
 
 def _exif_orientation(image: Image.Image) -> int:

@@ -32,7 +32,7 @@ from tests.benchmarks.tables import grid, paragraph, show
 from tests.benchmarks.timing import Ratio
 
 BACKBONE = "barlow_twins"
-IMAGES = 320
+IMAGES = 208
 BATCH = 16
 PAIRS = 5
 SIZE = (640, 480)

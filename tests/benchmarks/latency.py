@@ -7,6 +7,7 @@ this machine can score, and against the most that so many requests at once can g
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -41,7 +42,8 @@ def rows() -> list[dict[str, Any]]:
         files = [file.read_bytes() for file in sorted(Path(folder).iterdir())]
         for index in range(IMAGES):
             s3.put(f"{bucket}/{index:04d}.jpg", files[index % len(files)])
-        storage = Storage(endpoint_url=proxy.endpoint_url, anonymous=True)
+        os.environ |= s3.environment(proxy.endpoint_url)
+        storage = Storage(endpoint_url=proxy.endpoint_url)
         table = pa.table(
             {
                 "image_id": np.arange(IMAGES),
@@ -58,7 +60,7 @@ def rows() -> list[dict[str, Any]]:
                 batch = stage(table.slice(start, BATCH))
                 failed += sum(map(bool, batch["stage"].to_pylist()))
             seconds = time.perf_counter() - started
-            assert not failed, f"{failed} images could not be fetched"
+            assert not failed, f"{failed} images could not be fetched: {batch['error'][0]}"
             found.append(
                 {
                     "threads": threads,
