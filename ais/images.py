@@ -152,8 +152,9 @@ def decode_scaled(
             knows halves, quarters and eighths; other formats are decoded whole.
 
     Returns:
-        An RGB image, upright (an array would cost as much as a third of the decoding); width and height of the whole image, its EXIF orientation applied; and
-        the side of a returned pixel in pixels of the whole image: 1, 2, 4 or 8. The last ones may reach beyond it.
+        An RGB image, upright (making an array of it would cost a third of the decoding); width and height of the whole
+        image, its EXIF orientation applied; and the side of a returned pixel in pixels of the whole image (1, 2, 4, 8).
+        The last ones may reach beyond it.
 
     Raises:
         ImageError: as `decode_image`.
