@@ -119,7 +119,11 @@ def _check(document: dict[str, Any], name: str) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}" if abs(value) >= 0.095 or value == 0 else f"{value:.2g}"
+    if value is None:
+        return "–"
+    if 0.95 <= abs(value) < 1:  # how near to one is what matters
+        return f"{value:.3f}"
+    return f"{value:.2f}" if abs(value) >= 0.095 or value == 0 else f"{value:.2g}"
 
 
 def _table(corner: str, columns: list[str], rows: list[_Row]) -> str:
