@@ -14,6 +14,7 @@ import platform
 import re
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ PARTS = {
     "growth": "growth",
     "protocol": "protocol_cost",
 }
+# What a reader of the README wants to know; the results have all of it.
+IN_README = ("explainer", "grad-cam", "sets", "job")
 
 
 def processor() -> str:
@@ -63,7 +66,7 @@ def main(arguments: list[str]) -> int:
         print(f"there is no part {', '.join(unknown)}; choose of {', '.join(PARTS)}, or none for all")
         return 2
     file = results_file()
-    kept: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    kept = _kept(file)
     chosen = [] if "--readme" in arguments else [part for part in PARTS if part in arguments or not arguments]
     # One thread: ratios of times on several hang on what else the machine does, OpenMP waiting for the slowest.
     torch.set_num_threads(1)
@@ -71,6 +74,7 @@ def main(arguments: list[str]) -> int:
         module = importlib.import_module(f"tests.benchmarks.{PARTS[part]}")
         started = time.monotonic()
         rows = module.rows()
+        kept = _kept(file)  # parts may be measured by several commands at a time
         kept[part] = {
             "date": datetime.now(UTC).date().isoformat(),
             "machine": processor(),
@@ -84,16 +88,20 @@ def main(arguments: list[str]) -> int:
         print(module.table(rows), flush=True)
         file.parent.mkdir(exist_ok=True)
         file.write_text(json.dumps(kept, indent=1) + "\n")
-    text = markdown(kept)
-    file.with_suffix(".md").write_text(text)
-    _into_readme(text)
+    file.with_suffix(".md").write_text(markdown(kept, tuple(PARTS)))
+    _into_readme(markdown(kept, IN_README))
     print(f"kept in {file.relative_to(Path.cwd())} and shown in {README.name}")
     return 0
 
 
-def markdown(kept: dict[str, Any]) -> str:
-    """All tables, each with where and when it was measured."""
-    parts = [part for part in PARTS if part in kept]
+def _kept(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    return found
+
+
+def markdown(kept: dict[str, Any], parts: Sequence[str]) -> str:
+    """The tables of the parts that were measured, and where and when that was."""
+    parts = [part for part in parts if part in kept]
     dates = sorted({kept[part]["date"] for part in parts})
     minutes = round(sum(kept[part]["took_s"] for part in parts) / 60)
     head = f"""

@@ -70,7 +70,6 @@ def loop(images: Path, head: Path, pictures: bool) -> dict[str, float]:
     assert layer is not None
     cells = HeatmapCells((layer.map_shape[1], layer.map_shape[2]), layer.extent, explainer.backbone.spec.input_size)
     files = sorted(images.iterdir())
-    os.nice(15)  # as Ray's workers run
     decode_s = started = started_cpu = 0.0
     for start in range(0, len(files), BATCH):
         if start == BATCH:  # the first batch warms up
@@ -153,6 +152,7 @@ def measure(pictures: bool, folder: Path, pairs: int = PAIRS) -> dict[str, Any]:
     """Loop and job in turn."""
     environment = {**os.environ, "RAY_TMPDIR": str(folder / "r")}
     environment.pop("OMP_NUM_THREADS", None)
+    environment["RAY_worker_niceness"] = "0"  # as the loop runs, which other work would not slow down as much
     images, head = folder / "images", folder / "head"
     cores = os.cpu_count() or 1
     loops, jobs, ratios, cpu_ratios = [], [], [], []
