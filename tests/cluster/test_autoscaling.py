@@ -87,8 +87,8 @@ class TestBed:
         """Names of our metrics that Prometheus would get from the nodes just now."""
         names: set[str] = set()
         for node in self._dashboard("/nodes?view=summary")["summary"]:
-            address = f"http://{node['ip']}:{node['raylet'].get('metricsExportPort')}/metrics"
-            # A node that comes or goes does not answer.
+            # A node that comes or goes has no address yet, or does not answer.
+            address = f"http://{node.get('ip')}:{node['raylet'].get('metricsExportPort')}/metrics"
             with (
                 contextlib.suppress(OSError, http.client.HTTPException),
                 urllib.request.urlopen(address, timeout=60) as answer,
