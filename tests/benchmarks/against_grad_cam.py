@@ -208,11 +208,11 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
     difference = max(row["largest_difference_of_weights"] for row in rows)
     text = f"""
-        **Against [`grad-cam`](https://pypi.org/project/grad-cam/)**, whose AblationCAM gives the same channel weights
-        (largest difference {difference:.0e} of the largest effect); one image, one thread. *As called*: extrapolated
-        from {rows[0]["usual_maps_timed"]} maps. *Trunk once*: its trunk wrapped so that only the tail is repeated; both
-        sides then contain one pass of the trunk, and the next column leaves it out of both. The last two: all ablations
-        over the backward pass of plain Grad-CAM as called, and over a backward pass cut off at the layer.
+        **Against [`grad-cam`](https://github.com/jacobgil/pytorch-grad-cam)**, whose AblationCAM gives the same channel
+        weights (largest difference {difference:.0e} of the largest effect); one image, one thread. *As called*:
+        extrapolated from {rows[0]["usual_maps_timed"]} maps. *Trunk once*: its trunk wrapped so that only the tail is
+        repeated; both sides then contain one pass of the trunk, and the next column leaves it out of both. The last
+        two: all ablations over the backward pass of plain Grad-CAM as called, and over one cut off at the layer.
         """
     names = (
         "wrapped_over_explainer",
