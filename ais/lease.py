@@ -267,8 +267,11 @@ def _link(final: Path, data: bytes) -> bool:
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
             partial.write_bytes(data)
+        except FileNotFoundError:  # its last holder clears away just now
+            return False
+        try:
             os.link(partial, final)
-        except (FileExistsError, FileNotFoundError):  # another has it, or its last holder clears away just now
+        except (FileExistsError, FileNotFoundError):  # another has it, or as above
             return False
         except OSError:  # a filesystem without hard links
             try:
