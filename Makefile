@@ -25,8 +25,9 @@ demo: $(SETUP) ## planted images → head → scores and heatmaps, through the r
 validate-demo: $(SETUP) ## are heatmaps true? planted images, three backbones, true and shuffled ratings (at most 10 minutes)
 	$(BIN)/python jobs/validate_demo.py --config configs/validate-demo.yaml
 
-test: $(SETUP) ## all tests that need no GPU and no network (at most 15 minutes on 2 cores; WORKERS=2 runs two files at a time)
-	$(PYTEST) $(if $(WORKERS),-n $(WORKERS) --dist loadfile --no-loadscope-reorder)
+test: $(SETUP) ## all tests that need no GPU and no network (at most 15 minutes on 2 cores)
+	$(PYTEST) -n 2 --dist loadfile tests/unit
+	$(PYTEST) tests/cluster tests/s3
 
 check: $(SETUP) ## ruff, types, import rules
 	$(BIN)/ruff check .
