@@ -1,4 +1,4 @@
-"""``make chaos``: 5,000 images on S3, 10 kills, one request in a hundred failing; prints what became of it."""
+"""``make chaos``: 5,000 images on S3, 12 kills, one request in a hundred failing; prints what became of it."""
 
 import argparse
 import sys
@@ -18,16 +18,16 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fault-rate", type=float, default=0.01, help="of S3 requests")
     arguments = parser.parse_args()
-    kills = {DRIVER: 4, SCORER: 2, FETCHER: 2, NODE: 2}
+    kills, least = {DRIVER: 4, SCORER: 2, FETCHER: 3, NODE: 3}, 10
     overrides: tuple[str, ...] = ()
     if arguments.small:
         # One image at a time, so that there is time to kill.
         overrides = ("compute.fetch_actors=1", "compute.fetch_threads=1")
-        kills, arguments.images = dict.fromkeys(kills, 1), 400
+        kills, least, arguments.images = dict.fromkeys(kills, 1), 3, 400
     with tempfile.TemporaryDirectory(prefix="head-") as folder:
         save_tiny_head(Path(folder))
         faults = Faults.each(arguments.fault_rate)
-        plan = Plan(arguments.images, kills, faults, arguments.seed, 10 if arguments.small else 50, overrides)
+        plan = Plan(arguments.images, kills, faults, arguments.seed, 10 if arguments.small else 50, overrides, least)
         outcome = run_chaos(plan, Path(folder))
     print(outcome.said)
     print("\n".join([*outcome.wrong[:20], *outcome.orphans[:20]]))

@@ -53,6 +53,7 @@ class Plan:
         seed: of images, kills and faults.
         shard_rows: images in one shard.
         overrides: of the configuration.
+        least_kills: that have to come to pass; the run may end before the last ones of the plan.
     """
 
     images: int
@@ -61,6 +62,7 @@ class Plan:
     seed: int = 0
     shard_rows: int = 50
     overrides: tuple[str, ...] = ()
+    least_kills: int = 10
 
     def schedule(self) -> list[tuple[float, str, float]]:
         """Each kill: at which share of the work, what, and how many seconds later; in order.
@@ -71,7 +73,7 @@ class Plan:
         rng = random.Random(self.seed)
         kinds = [kind for kind, count in self.kills.items() for _ in range(count)]
         rng.shuffle(kinds)
-        shares = sorted(rng.uniform(0, 0.85) for _ in kinds)
+        shares = sorted(rng.uniform(0, 0.7) for _ in kinds)
         return [(share, kind, rng.uniform(0, 3)) for share, kind in zip(shares, kinds, strict=True)]
 
 
@@ -81,7 +83,7 @@ class Outcome:
 
     Args:
         listed: images.
-        planned: kills, by kind.
+        least_kills: that have to come to pass.
         scored: of them.
         errors: the others by stage and reason.
         lost: listed images in neither results nor errors.
@@ -100,7 +102,7 @@ class Outcome:
     """
 
     listed: int
-    planned: dict[str, int]
+    least_kills: int
     scored: int = 0
     errors: dict[str, int] = field(default_factory=dict)
     lost: int = 0
@@ -119,8 +121,8 @@ class Outcome:
 
     @property
     def survived(self) -> bool:
-        """Every planned kill was done, and there was no harm."""
-        return self.unharmed and all(self.kills[kind] >= count for kind, count in self.planned.items())
+        """Enough was killed, and there was no harm."""
+        return self.unharmed and self.kills.total() >= self.least_kills
 
     @property
     def unharmed(self) -> bool:
@@ -177,7 +179,7 @@ def run_chaos(plan: Plan, head: Path) -> Outcome:
             *(f"storage.endpoint_url={proxy.endpoint_url}", "max_error_share=0.2", f"limits.max_bytes={2**20}"),
             *(f"limits.seconds={_DECODE_S}", *plan.overrides),
         ]
-        outcome = Outcome(plan.images, plan.kills, ways=len({item.kind for item in items if item.expect}))
+        outcome = Outcome(plan.images, plan.least_kills, ways=len({item.kind for item in items if item.expect}))
         undisturbed = ["jobs/heatmaps.py", f"images={put_locally(items, folder / 'images')}", f"head={head}", *common]
         reference = Job([*undisturbed, f"output={folder / 'out'}"], environment)
         try:
