@@ -42,6 +42,8 @@ from ais.pipeline.sink import Unreadable
 from ais.ratings import read_ratings
 from ais.storage import Storage, absolute
 
+_FEWEST = 3
+
 _SIGN = {
     "prediction": "mean of s - s_k: positive where the map raises the score",
     "error": "mean of |s_k - y| - |s - y|: positive where the map brings predictions nearer to the ratings",
@@ -131,6 +133,10 @@ def prepare_importance(config: ImportanceConfig) -> PreparedImportance:
     elif config.objective == "prediction":
         assert config.images is not None
         images = list(list_images(config.images, storage))
+        if len(images) < _FEWEST:
+            raise RunError(
+                f"images {config.images!r}: {len(images)} are too few for intervals over images; give at least {_FEWEST}"
+            )
     else:
         assert config.matrix is not None
         images, human = compared_images(config.matrix, config.images, storage)

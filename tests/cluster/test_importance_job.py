@@ -13,7 +13,7 @@ from PIL import Image
 import tests.tiny  # noqa: F401 - registers the backbone
 from ais import Explainer, RegressionHead, load_backbone, load_head
 from ais.config import ComputeConfig, ConfigError, ImportanceConfig
-from ais.errors import RunError
+from ais.errors import RatingsError, RunError
 from ais.images import decode_image
 from ais.importance import ImportanceError, load_importance, load_importance_by_image
 from ais.importance.general import general_similarities
@@ -229,6 +229,24 @@ def ablated_coordinate(backbone, images, k: int) -> np.ndarray:
         return backbone(images)[:, k].numpy()
     finally:
         handle.remove()
+
+
+@pytest.mark.parametrize(
+    ("objective", "scores", "error", "message"),
+    [
+        ("prediction", [1, 2], RunError, "2 are too few for intervals"),
+        ("error", [1, 2], RatingsError, "rates 2 images; at least 10"),
+        ("error", [3] * 12, RatingsError, "all 12 images have the score 3"),
+    ],
+)
+def test_sets_that_say_nothing_are_refused(folder, head, tmp_path, objective, scores, error, message) -> None:
+    rows = [f"{folder}/{number:02d}.png,{score}" for number, score in enumerate(scores)]
+    listed = tmp_path / "listed.csv"
+    listed.write_text("\n".join([f"{'image' if objective == 'error' else 'uri'},score", *rows]))
+    key = "ratings" if objective == "error" else "images"
+    with pytest.raises(error, match=message):
+        importance.main([f"objective={objective}", f"{key}={listed}", f"head={head}", f"output={tmp_path}/out"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_keys_that_do_not_go_together_are_refused() -> None:
