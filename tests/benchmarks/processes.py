@@ -24,16 +24,17 @@ class Seen:
     Args:
         at: seconds since 1970.
         cpu_s: processor seconds so far, by kind of process; those that ended count on.
-        rss_bytes: unique memory now, by kind of process.
+        bytes: of memory now, by kind of process. Of what processes share each is charged its part (PSS, Linux), so that
+            the sum is what the machine gives.
     """
 
     at: float
     cpu_s: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    rss_bytes: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    bytes: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
 
 class Watched:
-    """Run a command, and look at its processes four times a second.
+    """Run a command, and look at its processes twice a second.
 
     Args:
         command: arguments after the Python interpreter.
@@ -81,7 +82,7 @@ class Watched:
 
     def _watch(self) -> None:
         root = psutil.Process(self._process.pid)
-        while not self._stop.wait(0.25):
+        while not self._stop.wait(0.5):
             look = Seen(time.time())
             try:
                 processes = [root, *root.children(recursive=True)]
@@ -93,8 +94,7 @@ class Watched:
                         kind = _kind(process)
                         times = process.cpu_times()
                         self._cpu[process.pid, process.create_time()] = kind, times.user + times.system
-                        memory = process.memory_info()
-                        look.rss_bytes[kind] += memory.rss - memory.shared
+                        look.bytes[kind] += process.memory_full_info().pss
                 except psutil.Error:
                     continue
             for kind, seconds in self._cpu.values():
@@ -106,6 +106,7 @@ def _kind(process: psutil.Process) -> str:
     """What a process does, by its command line; Ray's workers write the stage there."""
     line = " ".join(process.cmdline())
     for mark, kind in (
+        ("ais.decoding", "fetch"),
         ("FetchDecode", "fetch"),
         ("Explain", "score"),
         ("Score", "score"),
