@@ -111,9 +111,9 @@ def job(images: Path, head: Path, output: Path, pictures: bool, environment: dic
     (summary_file,) = output.glob("runs/*/summary.json")
     summary = json.loads(summary_file.read_text())
     start = summary["last_start"]
-    wall_s = watched.seen[-1].at - watched.started
-    # Of the whole command, until the first finished batch.
-    first_s = wall_s - (start["pipeline_s"] - start["first_batch_s"])
+    # The summary is the last that is written; Ray's farewell comes after it.
+    ended_s = summary_file.stat().st_mtime - watched.started
+    first_s = ended_s - start["pipeline_s"] + start["first_batch_s"]
     first = watched.at(watched.started + first_s)
     last = watched.seen[-1]
     return {
@@ -121,15 +121,15 @@ def job(images: Path, head: Path, output: Path, pictures: bool, environment: dic
         "images": start["images"],
         "first_batch_s": first_s,
         "start": {
-            "command_to_pipeline": wall_s - start["pipeline_s"],
-            "pipeline_to_first_batch": start["first_batch_s"],
+            "imports": ended_s - start["wall_s"],
+            "checks, listing, Ray": start["wall_s"] - start["pipeline_s"],
+            "workers, their imports and models, first batch": start["first_batch_s"],
         },
-        "wall_s": wall_s,
         "stage_s": start["stage_s"],
         "fetch_cpu_s": (first.cpu_s["fetch"], last.cpu_s["fetch"]),
         "steady_cpu_s": {kind: last.cpu_s[kind] - first.cpu_s[kind] for kind in last.cpu_s},
         "start_cpu_s": dict(first.cpu_s),
-        "peak_bytes": max(sum(look.rss_bytes.values()) for look in watched.seen),
+        "peak_bytes": max(sum(look.bytes.values()) for look in watched.seen),
     }
 
 
