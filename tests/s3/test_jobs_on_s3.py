@@ -6,6 +6,9 @@ What is faked is AWS, by moto (`tests.s3.server`), the network's faults, by `tes
 
 import io
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
 from PIL import Image
 
 from jobs.heatmaps import main as heatmaps
@@ -26,6 +30,7 @@ pytestmark = [
     # Ray's own context copies its deprecated settings.
     pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning:ray"),
 ]
+ROOT = Path(__file__).parents[2]
 GOOD = 80
 NAMES = [
     "plain",
@@ -155,3 +160,36 @@ def test_train_with_everything_on_s3(bucket: str, s3: S3Server, faulty_proxy: Ca
         )
         == 0
     )
+
+
+def test_workers_elsewhere_get_the_drivers_way_to_s3_and_no_log_shows_it(bucket: str, s3: S3Server) -> None:
+    """The cluster stands for one on other machines: its workers know no endpoint, and look for AWS."""
+    s3.put(f"{bucket}/object", b"content")
+    script = f"""
+import ray
+from ais.pipeline.cluster import start_ray
+from ais.storage import Storage
+start_ray()
+@ray.remote
+def read():
+    return Storage().open("{bucket}/object").read_bytes()
+@ray.remote
+class Reader:
+    def read(self):
+        return Storage().open("{bucket}/object").read_bytes()
+print(ray.get([read.remote(), Reader.remote().read.remote()]))
+"""
+    environment = os.environ | s3.environment() | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        cwd=ROOT,
+    )
+    assert done.stdout.strip().endswith("[b'content', b'content']"), done.stderr
+    logs = [path for path in Path(os.environ["RAY_TMPDIR"]).rglob("*") if path.is_file()]
+    assert len(logs) > 10
+    assert not [path for path in logs if SECRET_KEY.encode() in path.read_bytes()]

@@ -8,8 +8,10 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -200,3 +202,36 @@ def test_the_pool_is_as_large_as_the_threads_and_nothing_secret_is_logged(
 )
 def test_kinds(error: BaseException, passing: bool) -> None:
     assert is_passing(error) == passing
+
+
+def test_signed_or_not_and_paid_by_whom(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Moto checks neither, so a server that keeps the headers stands for S3."""
+    seen: list[dict[str, str]] = []
+
+    class Keep(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append({name.lower(): value for name, value in self.headers.items()})
+            self.send_response(200)
+            self.send_header("ETag", '"1"')
+            self.send_header("Content-Length", str(len(BODY)))
+            self.end_headers()
+            self.wfile.write(BODY)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    for name, value in s3.environment().items():
+        monkeypatch.setenv(name, value)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Keep) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        for options in ({}, {"anonymous": True}, {"requester_pays": True}):
+            storage = Storage(endpoint_url=endpoint, **options)
+            assert read_image("s3://photos/a.png", None, Limits(), storage) == BODY
+            assert storage.open("s3://photos/a.png").read_bytes() == BODY
+        server.shutdown()
+    signed, anonymous, paying = seen[:2], seen[2:4], seen[4:]
+    assert all("authorization" in headers and "x-amz-request-payer" not in headers for headers in signed)
+    assert all("authorization" not in headers for headers in anonymous)
+    assert all(headers["x-amz-request-payer"] == "requester" for headers in paying)
+    assert len(paying) == 2
