@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
-from collections.abc import Sequence
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +30,7 @@ _FETCHING_PER_GPU = 8
 _CPU_BATCH, _GPU_BATCH = 16, 64
 # What a growing pool is for: no node is started for an actor that would see fewer batches than this.
 _BATCHES_PER_ACTOR = 4
+_REMARK = b"Set ray log level from environment variable"
 
 # Ray has no public way to ask how far a cluster may grow. Its head says so, as `ray start --head --labels` puts it.
 MAX_CPUS_LABEL, MAX_GPUS_LABEL = "ais.max-cpus", "ais.max-gpus"
@@ -46,13 +50,33 @@ def start_ray() -> None:
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     # Workers of a cluster that starts here inherit this process's environment.
     setup = None if os.environ.get("RAY_ADDRESS") == "local" else worker_setup()
-    # Not address="auto", which also joins the private cluster of any other job on this machine and dies with it.
-    ray.init(
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        runtime_env=None if setup is None else {"worker_process_setup_hook": setup},
-    )
+    with _without_remark():
+        # Not address="auto", which also joins the private cluster of any other job on this machine and dies with it.
+        ray.init(
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env=None if setup is None else {"worker_process_setup_hook": setup},
+        )
+
+
+@contextlib.contextmanager
+def _without_remark() -> Iterator[None]:
+    """Hold standard error back, C++'s included, and let all of it through but Ray's remark on its own log level."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            held.seek(0)
+            for line in held:
+                if _REMARK not in line:
+                    os.write(2, line)
 
 
 def quiet_ray_data() -> None:

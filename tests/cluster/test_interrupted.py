@@ -6,6 +6,7 @@ Kills of all of them and of nodes, in one run over S3, are in ``make chaos`` (`t
 """
 
 import json
+import re
 import shutil
 import sys
 import tarfile
@@ -24,7 +25,7 @@ from tests.kills import FETCHING, SCORING, Job, actors, descendants
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes under /proc")
 
-IMAGES, FILES, SHARD_ROWS = 480, 24, 24
+IMAGES, FILES, SHARD_ROWS = 360, 24, 24
 PATIENCE_S = 400
 COMMAND = """
 import sys
@@ -57,7 +58,7 @@ def start() -> Iterator[Callable[..., Job]]:
 
 @pytest.fixture(scope="module")
 def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A list of 480 addresses of 24 files whose decoding takes a while, one of them missing."""
+    """A list of 360 addresses of 24 files whose decoding takes a while, one of them missing."""
     root = tmp_path_factory.mktemp("collection")
     rng = np.random.default_rng(0)
     for number in range(FILES - 1):
@@ -173,6 +174,7 @@ class TestInterrupted:
         kept = {path: path.stat().st_mtime_ns for path in folder.glob("*/part-*.parquet")}
         again = start(arguments(collection, head, tmp_path))
         assert again.finish(PATIENCE_S) == 0, again.said()
+        assert not re.search(r"logging\.cc|raylet|WARNING", again.said()), "Ray's remarks are for its log files"
         assert {path: path.stat().st_mtime_ns for path in kept} == kept
         summary = json.loads((folder / "summary.json").read_text())
         assert summary["images"] == IMAGES
