@@ -135,7 +135,7 @@ def prepare_importance(config: ImportanceConfig) -> PreparedImportance:
         images = list(list_images(config.images, storage))
         if len(images) < _FEWEST:
             raise RunError(
-                f"images {config.images!r}: {len(images)} are too few for intervals over images; give at least {_FEWEST}"
+                f"images {config.images!r}: {len(images)} are too few for intervals over them; give at least {_FEWEST}"
             )
     else:
         assert config.matrix is not None

@@ -53,13 +53,20 @@ def explainer(head: Path) -> Explainer:
 
 @pytest.fixture(scope="module")
 def bundle(folder: Path, head: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:  # noqa: ARG001
-    """An importance bundle of the objective error."""
+    """An importance bundle of the objective error, made by one actor."""
     output = tmp_path_factory.mktemp("bundle")
-    config = ImportanceConfig(
-        objective="error", ratings=str(folder / "ratings.csv"), head=str(head), output=str(output)
-    )
-    assert importance.run(config) == 0
+    assert importance.run(error_config(folder, head, output, actors=1)) == 0
     return output
+
+
+def error_config(folder: Path, head: Path, output: Path, actors: int) -> ImportanceConfig:
+    return ImportanceConfig(
+        objective="error",
+        ratings=str(folder / "ratings.csv"),
+        head=str(head),
+        output=str(output),
+        compute=ComputeConfig(scoring_actors=actors, batch_size=4),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -104,18 +111,9 @@ class TestError:
 
     def test_actors_do_not_change_a_digit(self, bundle: Path, folder: Path, head: Path, tmp_path: Path) -> None:
         """One actor and three: the same batches and exact sums, so the vectors are equal to the last bit."""
-        for actors in (1, 3):
-            config = ImportanceConfig(
-                objective="error",
-                ratings=str(folder / "ratings.csv"),
-                head=str(head),
-                output=str(tmp_path / str(actors)),
-                compute=ComputeConfig(scoring_actors=actors, batch_size=4),
-            )
-            assert importance.run(config) == 0
-        one, three = (load_importance(str(tmp_path / str(n)), Storage())[0] for n in (1, 3))
+        assert importance.run(error_config(folder, head, tmp_path, actors=3)) == 0
+        one, three = (load_importance(str(output), Storage())[0] for output in (bundle, tmp_path))
         np.testing.assert_array_equal(one, three)
-        np.testing.assert_allclose(one, load_importance(str(bundle), Storage())[0], rtol=0, atol=1e-6)
 
     def test_heatmaps_take_it(
         self, bundle: Path, folder: Path, head: Path, tmp_path: Path, explainer: Explainer
@@ -234,7 +232,7 @@ def ablated_coordinate(backbone, images, k: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("objective", "scores", "error", "message"),
     [
-        ("prediction", [1, 2], RunError, "2 are too few for intervals"),
+        ("prediction", [1, 2], RunError, "2 are too few for intervals over them"),
         ("error", [1, 2], RatingsError, "rates 2 images; at least 10"),
         ("error", [3] * 12, RatingsError, "all 12 images have the score 3"),
     ],
