@@ -27,7 +27,7 @@ validate-demo: $(SETUP) ## are heatmaps true? planted images, three backbones, t
 
 test: $(SETUP) ## all tests that need no GPU and no network (at most 15 minutes on 2 cores)
 	$(PYTEST) -n 2 --dist loadfile tests/unit
-	$(PYTEST) tests/cluster tests/s3
+	$(PYTEST) -n 2 --dist loadfile tests/cluster tests/s3
 
 check: $(SETUP) ## ruff, types, import rules
 	$(BIN)/ruff check .

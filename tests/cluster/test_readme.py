@@ -123,7 +123,8 @@ def test_command(
     name = Path(script).stem
     assert importlib.import_module(f"jobs.{name}").main([*words[2:], *_SMALLER.get(name, [])]) == 0
     said = capsys.readouterr().out
-    assert not re.search(r"[\x00-\x08\x0b-\x1f]", said), "control characters in what is not a terminal"
+    drawn = [line for line in said.splitlines() if re.search(r"[\x00-\x08\x0b-\x1f]", line)]
+    assert not drawn, "control characters in what is not a terminal"
     printed = labels(said.splitlines())
     for label in labels(command.output):
         assert label in printed, f"README, line {command.line}: the job prints no {label!r} after what stands before it"
