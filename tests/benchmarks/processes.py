@@ -103,15 +103,13 @@ class Watched:
 
 
 def _kind(process: psutil.Process) -> str:
-    """What a process does, by its command line; Ray's workers write the stage there."""
+    """What a process does, by its command line: Ray's actors write their stage there, other workers change theirs."""
     line = " ".join(process.cmdline())
     for mark, kind in (
         ("ais.decoding", "fetch"),
         ("FetchDecode", "fetch"),
         ("Explain", "score"),
         ("Score", "score"),
-        ("Render", "render"),
-        ("Write", "write"),
         ("raylet", "ray"),
         ("gcs_server", "ray"),
         ("jobs/", "driver"),
