@@ -22,8 +22,8 @@ from ais.images import Limits
 from ais.pipeline.fetch import FetchDecode
 from ais.storage import Storage
 from tests.benchmarks.job_against_loop import make_photographs
-from tests.benchmarks.slow_proxy import SlowProxy
 from tests.benchmarks.tables import grid, paragraph
+from tests.s3.proxy import FaultyProxy
 from tests.s3.server import S3Server
 
 LATENCY_S = 0.1
@@ -36,7 +36,11 @@ def rows() -> list[dict[str, Any]]:
     spec = get_spec("barlow_twins")
     geometry = geometry_of(spec, "center_crop")
     found = []
-    with S3Server() as s3, SlowProxy(s3.endpoint_url, LATENCY_S) as proxy, tempfile.TemporaryDirectory() as folder:
+    with (
+        S3Server() as s3,
+        FaultyProxy(s3.endpoint_url, latency_s=LATENCY_S) as proxy,
+        tempfile.TemporaryDirectory() as folder,
+    ):
         bucket = s3.create_bucket("photographs")
         make_photographs(Path(folder), 16)
         files = [file.read_bytes() for file in sorted(Path(folder).iterdir())]

@@ -19,9 +19,9 @@ def main() -> int:
     parser.add_argument("--fault-rate", type=float, default=0.01, help="of S3 requests")
     arguments = parser.parse_args()
     kills, least = {DRIVER: 4, SCORER: 2, FETCHER: 3, NODE: 3}, 10
-    overrides: tuple[str, ...] = ()
+    # A few images at a time, so that there is time to kill.
+    overrides = ("compute.fetch_actors=1..2", "compute.fetch_threads=2")
     if arguments.small:
-        # One image at a time, so that there is time to kill.
         overrides = ("compute.fetch_actors=1", "compute.fetch_threads=1")
         kills, least, arguments.images = dict.fromkeys(kills, 1), 3, 400
     with tempfile.TemporaryDirectory(prefix="head-") as folder:

@@ -54,6 +54,7 @@ class Plan:
         shard_rows: images in one shard.
         overrides: of the configuration.
         least_kills: that have to come to pass; the run may end before the last ones of the plan.
+        latency_s: of every answer of S3. With it a fast machine does not finish before the killing has begun.
     """
 
     images: int
@@ -63,6 +64,7 @@ class Plan:
     shard_rows: int = 50
     overrides: tuple[str, ...] = ()
     least_kills: int = 10
+    latency_s: float = 0.1
 
     def schedule(self) -> list[tuple[float, str, float]]:
         """Each kill: at which share of the work, what, and how many seconds later; in order.
@@ -206,7 +208,7 @@ def _parts(plan: Plan) -> Iterator[tuple[Path, S3Server, FaultyProxy, LocalClust
     try:
         with ExitStack() as stack:
             s3 = stack.enter_context(S3Server())
-            proxy = stack.enter_context(FaultyProxy(s3.endpoint_url, plan.faults, plan.seed))
+            proxy = stack.enter_context(FaultyProxy(s3.endpoint_url, plan.faults, plan.seed, plan.latency_s))
             nodes = (NodeType("cpu", 1, 0, 2),)
             local = LocalCluster(folder / "c", nodes, idle_s=600, dashboard=False, environment=_environment(s3))
             yield folder, s3, proxy, stack.enter_context(local)

@@ -90,10 +90,11 @@ class FaultyProxy(Server):
         upstream: endpoint of the server behind it.
         faults: to begin with.
         seed: of the schedule.
+        latency_s: before every answer, as of a store far away.
     """
 
-    def __init__(self, upstream: str, faults: Faults = Faults(), seed: int = 0) -> None:
-        super().__init__("tests.s3.proxy", upstream, json.dumps(asdict(faults)), str(seed))
+    def __init__(self, upstream: str, faults: Faults = Faults(), seed: int = 0, latency_s: float = 0.0) -> None:
+        super().__init__("tests.s3.proxy", upstream, json.dumps(asdict(faults)), str(seed), str(latency_s))
 
     def set(self, faults: Faults) -> None:
         """Change the rates from now on; counts and schedule go on."""
@@ -117,10 +118,11 @@ class FaultyProxy(Server):
 
 
 class _Proxy:
-    def __init__(self, upstream: str, faults: Faults, seed: int) -> None:
+    def __init__(self, upstream: str, faults: Faults, seed: int, latency_s: float) -> None:
         self._upstream = upstream
         self._faults = faults
         self._seed = seed
+        self._latency_s = latency_s
         self._counts: Counter[str] = Counter()
         self._times: Counter[str] = Counter()
         self._requests: Counter[str] = Counter()
@@ -141,6 +143,7 @@ class _Proxy:
         self._times[name] += 1
         self._requests[f"{request.method} {request.raw_path.partition('?')[0]}"] += 1
         self._counts["requests"] += 1
+        await asyncio.sleep(self._latency_s)
         if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")  # the client waits for this
         body = await request.read()
@@ -206,9 +209,9 @@ def _reset(request: web.BaseRequest) -> web.Response:
     return web.Response(status=500)
 
 
-async def serve(upstream: str, faults: Faults, seed: int) -> None:
+async def serve(upstream: str, faults: Faults, seed: int, latency_s: float) -> None:
     """Print the port and serve for ever."""
-    print(await _Proxy(upstream, faults, seed).start(), flush=True)
+    print(await _Proxy(upstream, faults, seed, latency_s).start(), flush=True)
     await asyncio.Event().wait()
 
 
@@ -218,9 +221,11 @@ def main() -> None:
     parser.add_argument("upstream")
     parser.add_argument("faults", help="rates, as JSON")
     parser.add_argument("seed", type=int)
+    parser.add_argument("latency_s", type=float)
     arguments = parser.parse_args()
     threading.Thread(target=end_with_standard_input, daemon=True).start()
-    asyncio.run(serve(arguments.upstream, Faults(**json.loads(arguments.faults)), arguments.seed))
+    faults = Faults(**json.loads(arguments.faults))
+    asyncio.run(serve(arguments.upstream, faults, arguments.seed, arguments.latency_s))
 
 
 if __name__ == "__main__":
