@@ -123,9 +123,11 @@ def test_command(
     name = Path(script).stem
     assert importlib.import_module(f"jobs.{name}").main([*words[2:], *_SMALLER.get(name, [])]) == 0
     said = capsys.readouterr().out
-    drawn = [line for line in said.splitlines() if re.search(r"[\x00-\x08\x0b-\x1f]", line)]
+    # Ray itself warns, in yellow, of more workers than it likes; many jobs share this cluster, others do not.
+    lines = [line for line in said.splitlines() if "(raylet)" not in line]
+    drawn = [line for line in lines if re.search(r"[\x00-\x08\x0b-\x1f]", line)]
     assert not drawn, "control characters in what is not a terminal"
-    printed = labels(said.splitlines())
+    printed = labels(lines)
     for label in labels(command.output):
         assert label in printed, f"README, line {command.line}: the job prints no {label!r} after what stands before it"
         printed = printed[printed.index(label) :]
