@@ -21,6 +21,7 @@ import argparse
 import asyncio
 import hashlib
 import json
+import logging
 import socket
 import struct
 import sys
@@ -224,6 +225,7 @@ def main() -> None:
     parser.add_argument("latency_s", type=float)
     arguments = parser.parse_args()
     threading.Thread(target=end_with_standard_input, daemon=True).start()
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # a client that is killed is no error here
     faults = Faults(**json.loads(arguments.faults))
     asyncio.run(serve(arguments.upstream, faults, arguments.seed, arguments.latency_s))
 
