@@ -30,6 +30,9 @@ _FETCHING_PER_GPU = 8
 _CPU_BATCH, _GPU_BATCH = 16, 64
 # What a growing pool is for: no node is started for an actor that would see fewer batches than this.
 _BATCHES_PER_ACTOR = 4
+# Ray Data shares a cluster among the executions that it has heard of in so many seconds. By its own 180, a start after
+# a killed one would have half of each node for three minutes, and nothing at all of nodes with one CPU or GPU.
+_RESERVED_S = 30  # renewed every ten
 _REMARK = b"Set ray log level from environment variable"
 
 # Ray has no public way to ask how far a cluster may grow. Its head says so, as `ray start --head --labels` puts it.
@@ -79,8 +82,10 @@ def _without_remark() -> Iterator[None]:
                     os.write(2, line)
 
 
-def quiet_ray_data() -> None:
-    """Leave the terminal to our own progress line, and never drop a block to go on."""
+def set_up_ray_data() -> None:
+    """Leave the terminal to our own progress line, never drop a block to go on, and let go what a dead start held."""
+    # Read when Ray Data first executes something.
+    os.environ.setdefault("RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S", str(_RESERVED_S))
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -16,7 +16,7 @@ from ais.errors import RunError
 from ais.explainer import geometry_of
 from ais.images import Limits
 from ais.listing import ListedImage
-from ais.pipeline.cluster import cluster_pools, quiet_ray_data
+from ais.pipeline.cluster import cluster_pools, set_up_ray_data
 from ais.pipeline.explain import BackboneSource
 from ais.pipeline.heatmaps import fetched, worker_failure
 from ais.pipeline.network import NetworkStage
@@ -62,7 +62,7 @@ def embed_images(
     """
     if not images:
         return []
-    quiet_ray_data()
+    set_up_ray_data()
     pools = cluster_pools(compute, len(images))
     table = pa.table(
         {

@@ -19,7 +19,7 @@ from ais.config import ComputeConfig, PngConfig, PngSelection
 from ais.errors import RunError
 from ais.heatmaps import HeatmapCells, Weighting
 from ais.images import Geometry, Limits
-from ais.pipeline.cluster import Pools, cluster_pools, quiet_ray_data
+from ais.pipeline.cluster import Pools, cluster_pools, set_up_ray_data
 from ais.pipeline.columns import pack, replace
 from ais.pipeline.explain import BackboneSource, Explain, Score
 from ais.pipeline.fetch import FetchDecode, Pictures
@@ -116,7 +116,7 @@ def run_heatmaps(run: Run, plan: HeatmapPlan, listed: int) -> Work:
 
 
 def _score_and_explain(run: Run, plan: HeatmapPlan, done: np.ndarray) -> tuple[dict[str, float], Pace | None]:
-    quiet_ray_data()
+    set_up_ray_data()
     left = int((~done).sum())
     pools = cluster_pools(plan.compute, left)
     with Progress("images", left, run.run_id) as progress:
@@ -198,7 +198,7 @@ def render_selected(run: Run, plan: HeatmapPlan) -> int:
     heatmaps = np.concatenate([chunk.to_numpy_ndarray() for chunk in chosen["heatmap"].chunks])
     table = replace(chosen.select(["image_id", "uri", "etag", "score"]), [], heatmap=pack(heatmaps))
     table = replace(table, [], size=pa.nulls(table.num_rows, pa.int64()))
-    quiet_ray_data()
+    set_up_ray_data()
     pools = cluster_pools(plan.compute, chosen.num_rows)
     pictures = Pictures(PngSelection("all"), plan.png.max_side)
     rows = fetched(ray.data.from_arrow(table), plan.geometry, plan.limits, plan.storage, plan.compute, pools, pictures)

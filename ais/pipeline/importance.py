@@ -25,7 +25,7 @@ from ais.heads import load_head
 from ais.images import Limits
 from ais.importance.effects import EffectSums
 from ais.listing import ListedImage
-from ais.pipeline.cluster import Pools, cluster_pools, quiet_ray_data
+from ais.pipeline.cluster import Pools, cluster_pools, set_up_ray_data
 from ais.pipeline.columns import unpack
 from ais.pipeline.explain import BackboneSource
 from ais.pipeline.heatmaps import fetched, worker_failure
@@ -212,7 +212,7 @@ def _stream(
 ) -> Gathered:
     if not images:
         raise AisError("there are no images to work on; give a folder, glob or list that has some")
-    quiet_ray_data()
+    set_up_ray_data()
     pools = cluster_pools(compute, len(images))
     geometry = geometry_of(source.spec, preprocessing)
     with Progress("images", len(images)) as progress:

@@ -1,5 +1,8 @@
 """A cluster divided among the stages, from one core up to one that grows from nothing; Ray itself is not started."""
 
+import subprocess
+import sys
+
 import pytest
 
 from ais.config import ComputeConfig
@@ -147,3 +150,15 @@ class TestGrowing:
         assert (pools.least_fetch, pools.fetch_actors) == (None, 4)
         strategy = pools.scoring_options()["compute"]
         assert (strategy.min_size, strategy.max_size) == (2, 3)
+
+
+def test_what_a_killed_start_held_is_free_after_half_a_minute() -> None:
+    """Ray has no public way to say so: that it still reads the variable is all that can be seen without waiting."""
+    program = """
+from ais.pipeline.cluster import set_up_ray_data
+set_up_ray_data()
+from ray.data._internal.cluster_autoscaler.default_cluster_autoscaler_v2 import DefaultClusterAutoscalerV2
+print(DefaultClusterAutoscalerV2.AUTOSCALING_REQUEST_EXPIRE_TIME_S)
+"""
+    made = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert made.stdout == "30\n", made.stderr
