@@ -348,7 +348,11 @@ def reachable(compute: ComputeConfig, up: Cluster, labels: dict[str, str]) -> Cl
         )
     gpus = int(up.gpus) if gpus is None else gpus
     cpus = max(int(up.cpus), gpus) if cpus is None else cpus
-    if cpus <= up.cpus and gpus <= up.gpus:
+    if labels.keys() & {MAX_CPUS_LABEL, MAX_GPUS_LABEL}:
+        # Nodes come and go, and one that died counts as up until Ray notices: nothing may need all that seem to be up.
+        if (cpus, gpus) == (up.cpus, up.gpus):
+            return Cluster(up.nodes, grows=True)
+    elif cpus <= up.cpus and gpus <= up.gpus:
         return up
     # The sizes of nodes to come are not known: nothing reserves more than a CPU, and every GPU comes with one.
     each = max(1, int(compute.scoring_gpus or 1))

@@ -141,6 +141,14 @@ class TestGrowing:
         assert reachable(ComputeConfig(), up, {}) is up
         assert reachable(ComputeConfig(max_gpus=2), up, {}) is up
         assert reachable(ComputeConfig(max_gpus=3), up, {}).gpus == 3
+        # Of a cluster whose nodes come and go nothing is needed that may be gone, and a dead node is not counted on.
+        labels = {"ais.max-cpus": "2", "ais.max-gpus": "0"}
+        for seen in (2, 3):
+            found = reachable(ComputeConfig(fetch_actors="1..2"), Cluster((Nodes(0), Nodes(1, 0, seen))), labels)
+            assert (found.cpus, found.grows) == (2, True)
+            pools = divide(ComputeConfig(fetch_actors="1..2"), found)
+            assert (pools.scoring_actors, pools.least_fetch) == (1, 1)
+            assert place(pools, found)
         # The configuration beats the label.
         assert reachable(ComputeConfig(max_cpus=99), up, {"ais.max-cpus": "50"}).cpus == 99
 
