@@ -20,7 +20,7 @@ def main() -> int:
     arguments = parser.parse_args()
     kills, least = {DRIVER: 4, SCORER: 2, FETCHER: 3, NODE: 3}, 10
     # A few images at a time, so that there is time to kill.
-    overrides = ("compute.fetch_actors=1..2", "compute.fetch_threads=2")
+    overrides = ("compute.fetch_actors=1..2", "compute.fetch_threads=6")
     if arguments.small:
         overrides = ("compute.fetch_actors=1", "compute.fetch_threads=1")
         kills, least, arguments.images = dict.fromkeys(kills, 1), 3, 400
