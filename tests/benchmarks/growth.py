@@ -114,7 +114,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         """
     cells = [
         (
-            f"{row['actors']} scoring actors" if "actors" in row else f"{row['images']:,} images",
+            f"scoring actors: {row['actors']}" if "actors" in row else f"{row['images']:,} images",
             row["images_per_s"],
             row["cpu_ms_per_image"],
             row["first_batch_s"],
