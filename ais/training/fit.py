@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
+import secrets
 import tempfile
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ from ais.config import FitConfig, HeadConfig
 from ais.embeddings import EmbeddingCache, Key
 from ais.errors import RunError
 from ais.heads import RegressionHead
-from ais.storage import Folder
+from ais.storage import Folder, tried
 from ais.training.progress import ProgressLines
 from ais.training.splits import Split
 from ais.training.variant import VariantFit
@@ -38,7 +41,7 @@ class FitPlan:
     """Everything that the workers need; plain data. Nothing of the test split is in it.
 
     Args:
-        name: of this training, from its inputs; the same name goes on where it stopped.
+        name: of this training, from its inputs; a start under the same name goes on where earlier ones stopped.
         cache: of the embeddings.
         keys: of the P images to train and validate on.
         scores: ``(P,)`` their ratings.
@@ -77,7 +80,10 @@ def fit_heads(plan: FitPlan, checkpoints: Folder, device: str = "auto") -> list[
     """Fit the heads on the cluster that this process has joined.
 
     A worker that dies is replaced, ``fit.max_failures`` times, and the fit goes on from the last checkpoint; so does
-    a fit whose driver died, when it is started again with the same plan and folder.
+    a fit whose driver died, when it is started again with the same plan and folder: from the checkpoint that got
+    furthest of all that earlier starts left whole. Every start keeps its own folder of Ray Train, because the book
+    that Ray Train keeps of checkpoints is written in place: a driver killed meanwhile leaves half of it, and another
+    version of Ray does not read it.
 
     Args:
         plan: what to fit.
@@ -87,6 +93,11 @@ def fit_heads(plan: FitPlan, checkpoints: Folder, device: str = "auto") -> list[
     Raises:
         RunError: it failed more often than ``fit.max_failures``, or a head diverged.
     """
+    earlier = _furthest(checkpoints / plan.name)
+    if earlier is not None:
+        state = _loaded(earlier.read_bytes())
+        if len(state["finished"]) == plan.fit.variants:
+            return [_fitted(plan, finished) for finished in state["finished"]]
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _POLL_S)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     gpus = int(ray.cluster_resources().get("GPU", 0))
@@ -95,11 +106,11 @@ def fit_heads(plan: FitPlan, checkpoints: Folder, device: str = "auto") -> list[
     with ProgressLines(plan.fit) as progress:
         trainer = TorchTrainer(
             _fit_on_worker,
-            train_loop_config={"plan": plan},
+            train_loop_config={"plan": plan, "earlier": earlier},
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
             run_config=RunConfig(
-                name=plan.name,
-                storage_path=checkpoints.path,
+                name=f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}",
+                storage_path=(checkpoints / plan.name).path,
                 storage_filesystem=None if checkpoints.local else _arrow(checkpoints),
                 failure_config=FailureConfig(max_failures=plan.fit.max_failures),
                 checkpoint_config=CheckpointConfig(num_to_keep=2),
@@ -113,14 +124,18 @@ def fit_heads(plan: FitPlan, checkpoints: Folder, device: str = "auto") -> list[
             reason = lines[-1] if lines else type(error).__name__
             raise RunError(f"fitting stopped: {reason}; the same command goes on from the last checkpoint") from error
     assert checkpoint is not None, "every head ends with a checkpoint"
-    return [_fitted(plan, state) for state in _read(checkpoint)["finished"]]
+    return [_fitted(plan, finished) for finished in _read(checkpoint)["finished"]]
 
 
 def _fit_on_worker(config: dict[str, Any]) -> None:
     """Runs in every worker; all of them call report at the same epochs, as Ray Train requires."""
     plan: FitPlan = config["plan"]
-    checkpoint = ray.train.get_checkpoint()
-    state = {"finished": [], "running": None} if checkpoint is None else _read(checkpoint)
+    earlier: Folder | None = config["earlier"]
+    state: dict[str, Any] = {"finished": [], "running": None}
+    if (checkpoint := ray.train.get_checkpoint()) is not None:  # of this start: a worker was replaced
+        state = _read(checkpoint)
+    elif earlier is not None:
+        state = _loaded(earlier.read_bytes())
     if len(state["finished"]) == plan.fit.variants:
         return
     embeddings = plan.cache.load(plan.keys)
@@ -166,8 +181,32 @@ def _report(fit: VariantFit, state: dict[str, Any]) -> None:
 
 def _read(checkpoint: Checkpoint) -> dict[str, Any]:
     with checkpoint.as_directory() as folder:
-        state: dict[str, Any] = torch.load(Path(folder) / _STATE_FILE, map_location="cpu", weights_only=True)
+        return _loaded((Path(folder) / _STATE_FILE).read_bytes())
+
+
+def _loaded(data: bytes) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     return state
+
+
+def _furthest(training: Folder) -> Folder | None:
+    """The file of the state that got furthest, of those that earlier starts of a training left whole."""
+    training.filesystem.invalidate_cache()
+    furthest, reached = None, (0, 0)
+    for path in tried(lambda: training.filesystem.find(training.path)):
+        if not path.endswith(f"/{_STATE_FILE}"):
+            continue
+        file = Folder(training.filesystem, path)
+        data = file.read_bytes()
+        try:
+            state = _loaded(data)
+        except Exception:
+            continue
+        running = state["running"]
+        at = (len(state["finished"]), len(running["validation_rmse"]) if running else 0)
+        if at > reached:
+            furthest, reached = file, at
+    return furthest
 
 
 def _fitted(plan: FitPlan, state: dict[str, Any]) -> FittedHead:

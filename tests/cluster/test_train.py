@@ -95,13 +95,35 @@ def test_killed_worker(cache: EmbeddingCache, undisturbed: list[FittedHead], tmp
     folder = Storage().open(str(tmp_path))
     thread = threading.Thread(target=lambda: heads.extend(fit_heads(plan, folder, "cpu")), daemon=True)
     thread.start()
-    wait_for(lambda: any((tmp_path / "killed").glob("checkpoint_*/state.pt")))
+    wait_for(lambda: any((tmp_path / "killed").glob("*/checkpoint_*/state.pt")))
     workers = train_workers()
     assert len(workers) == 2
     os.kill(workers[-1], signal.SIGKILL)
     thread.join(180)
     assert not thread.is_alive()
     assert_same(undisturbed, heads)
+
+
+def test_what_a_killed_start_left_half_written(
+    cache: EmbeddingCache, undisturbed: list[FittedHead], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = make_plan(cache, "again", workers=1, epochs=20, checkpoint_every=10)
+    folder = Storage().open(str(tmp_path))
+    fit_heads(plan, folder, "cpu")
+    running, finished = sorted((tmp_path / "again").glob("*/checkpoint_*/state.pt"))
+    (book,) = (tmp_path / "again").glob("*/checkpoint_manager_snapshot.json")
+    book.write_text("")  # as found after a kill: Ray Train writes it in place
+    finished.write_bytes(finished.read_bytes()[:-1000])
+    capsys.readouterr()
+    heads = fit_heads(plan, folder, "cpu")
+    said = capsys.readouterr().out
+    assert "head 2 of 2 · epoch 20/20" in said
+    assert "head 1 of 2" not in said, "it went on in the second head"
+    assert_same(undisturbed, heads, tolerance=1e-5)  # of two workers, see above
+    # The whole states are now this one and the last start's; the driver may have died before the bundle.
+    assert_same(heads, fit_heads(plan, folder, "cpu"))
+    assert capsys.readouterr().out == ""
+    assert running.exists()
 
 
 def train_workers() -> list[int]:
@@ -251,7 +273,7 @@ def test_killed_driver(photos: Path, bundle: Path, tmp_path: Path) -> None:
         environment |= {"RAY_TMPDIR": ray_folder, "RAY_ADDRESS": "local"}
         root = Path(__file__).parents[2]
         with subprocess.Popen([sys.executable, "-c", script, *given], cwd=root, env=environment) as driver:
-            wait_for(lambda: any(tmp_path.glob("head/.train/*/checkpoint_*/state.pt")))
+            wait_for(lambda: any(tmp_path.glob("head/.train/*/*/checkpoint_*/state.pt")))
             family = descendants(driver.pid)
             driver.kill()
         # Ray ends some time after its driver; until then it would take time from the tests to come.
