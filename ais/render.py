@@ -38,11 +38,10 @@ def colorize(heatmap: NDArray[np.float32], weighting: Weighting) -> NDArray[np.u
         ValueError: the heatmap is not ``(H, W)`` or leaves its range.
     """
     _check_heatmap(heatmap, weighting)
-    table = colours(weighting)
-    lowest = 0 if weighting == "positive" else -1
-    share = (np.nan_to_num(heatmap) - lowest) / (1 - lowest)
-    picture = table[np.rint(share * (len(table) - 1)).astype(np.uint8)]
-    picture[np.isnan(heatmap)] = NOT_LOOKED_AT
+    picture = _coloured(heatmap, weighting)
+    unseen = np.isnan(heatmap)
+    if unseen.any():
+        picture[unseen] = NOT_LOOKED_AT
     return picture
 
 
@@ -76,11 +75,29 @@ def overlay(
         raise ValueError(
             f"the image is {image.shape[:2]} (H, W), the heatmap {heatmap.shape}; place it on the image first"
         )
-    opacity = strength * np.abs(np.nan_to_num(heatmap))[..., None]
-    blended = image + opacity * (colorize(heatmap, weighting) - image.astype(np.float32))
+    _check_heatmap(heatmap, weighting)
+    opacity = np.nan_to_num(heatmap, nan=0.0)
+    np.abs(opacity, out=opacity)
+    opacity *= strength
+    # In place: whole pictures of floats cost more to allocate than to compute.
+    blended = _coloured(heatmap, weighting).astype(np.float32)
+    blended -= image
+    blended *= opacity[..., None]
+    blended += image
     unseen = np.isnan(heatmap)
-    blended[unseen] = _DIMMED_TO * (image[unseen] @ _LUMA)[:, None]
-    return np.rint(blended).astype(np.uint8)
+    if unseen.any():
+        blended[unseen] = _DIMMED_TO * (image[unseen] @ _LUMA)[:, None]
+    return np.rint(blended, out=blended).astype(np.uint8)
+
+
+def _coloured(heatmap: NDArray[np.float32], weighting: Weighting) -> NDArray[np.uint8]:
+    """The colours ``(H, W, 3)`` of a heatmap; NaN counts as zero."""
+    table = colours(weighting)
+    lowest = 0 if weighting == "positive" else -1
+    share = np.nan_to_num(heatmap, nan=0.0)
+    share -= lowest
+    share *= (len(table) - 1) / (1 - lowest)
+    return np.take(table, np.rint(share, out=share).astype(np.uint8), axis=0)
 
 
 def side_by_side(image: NDArray[np.uint8], heatmap: NDArray[np.float32], weighting: Weighting) -> NDArray[np.uint8]:
@@ -132,8 +149,8 @@ def png(image: NDArray[np.uint8], metadata: Mapping[str, str]) -> bytes:
         # File names that are not UTF-8 reach Python as lone surrogates, which no chunk can hold.
         texts.add_text(keyword, text.encode("utf-8", "backslashreplace").decode("utf-8"))
     file = io.BytesIO()
-    # Stronger compression takes several times as long and saves a few per cent on photographs.
-    Image.fromarray(image).save(file, format="PNG", pnginfo=texts, compress_level=3)
+    # Stronger compression takes up to several times as long and saves a few per cent on photographs.
+    Image.fromarray(image).save(file, format="PNG", pnginfo=texts, compress_level=1)
     return file.getvalue()
 
 
@@ -165,10 +182,10 @@ def _check_heatmap(heatmap: NDArray[np.float32], weighting: Weighting) -> None:
     if heatmap.ndim != 2:
         raise ValueError(f"the heatmap has shape {heatmap.shape}; it must be (H, W)")
     lowest = 0 if weighting == "positive" else -1
-    outside = heatmap[(heatmap < lowest) | (heatmap > 1)]
-    if outside.size:
+    outside = (heatmap < lowest) | (heatmap > 1)
+    if outside.any():
         raise ValueError(
-            f"the heatmap holds {outside[0]:g}, outside [{lowest}, 1]; normalise it for display, "
+            f"the heatmap holds {heatmap[outside][0]:g}, outside [{lowest}, 1]; normalise it for display, "
             f"with the weighting it was made with ({weighting!r} was given)"
         )
 

@@ -142,7 +142,7 @@ class Pools:
         scoring_threads: of torch in each; ``None`` leaves torch's default (with a GPU).
         fetch_actors: that fetch and decode, at most.
         fetch_cpus: logical CPUs of each.
-        task_cpus: logical CPUs of a reading, rendering or writing task.
+        task_cpus: logical CPUs of a reading or rendering task.
         batch: images in one pass of the network.
         least_scoring: scoring actors without which nothing goes on; ``None``: all of them, a fixed pool.
         least_fetch: the same of the fetching ones.
@@ -158,6 +158,15 @@ class Pools:
     batch: int
     least_scoring: int | None = None
     least_fetch: int | None = None
+
+    @property
+    def writing_cpus(self) -> float:
+        """Logical CPUs of a task that writes: less than of one that draws, since it waits more than it computes.
+
+        Of tasks with equal needs Ray Data makes one, which here would draw the pictures of a whole shard one after the
+        other on one core, once all its rows are there: at the end of a small job, when every other core is idle.
+        """
+        return self.task_cpus / 2
 
     def scoring_options(self, **pool: Any) -> dict[str, Any]:
         """Arguments of `ray.data.Dataset.map_batches` for a stage that runs the network.

@@ -90,7 +90,7 @@ def embed_images(
         )
         sink = CacheSink(cache, source.spec.embedding_size)
         try:
-            rows.write_datasink(sink, ray_remote_args={"num_cpus": pools.task_cpus})
+            rows.write_datasink(sink, ray_remote_args={"num_cpus": pools.writing_cpus})
         except ray.exceptions.RayError as error:
             raise RunError(
                 f"embedding stopped: {worker_failure(error)}; what is computed is kept, the same command continues"

@@ -143,7 +143,7 @@ def _score_and_explain(run: Run, plan: HeatmapPlan, done: np.ndarray) -> tuple[d
             rows = _rendered(rows, plan, pools)
         sink = RunSink(run, plan.cells, plan.metadata, plan.shard_rows)
         try:
-            rows.write_datasink(sink, ray_remote_args={"num_cpus": pools.task_cpus})
+            rows.write_datasink(sink, ray_remote_args={"num_cpus": pools.writing_cpus})
         except ray.exceptions.RayError as error:
             raise _stopped(run, error) from error
         return dict(sink.totals), progress.pace()
@@ -201,10 +201,12 @@ def render_selected(run: Run, plan: HeatmapPlan) -> int:
     set_up_ray_data()
     pools = cluster_pools(plan.compute, chosen.num_rows)
     pictures = Pictures(PngSelection("all"), plan.png.max_side)
-    rows = fetched(ray.data.from_arrow(table), plan.geometry, plan.limits, plan.storage, plan.compute, pools, pictures)
+    batches = [table.slice(start, pools.batch) for start in range(0, table.num_rows, pools.batch)]
+    rows = ray.data.from_arrow(batches)  # a table is a block, and a block is one actor's
+    rows = fetched(rows, plan.geometry, plan.limits, plan.storage, plan.compute, pools, pictures)
     sink = PngSink(run, kind, _PNGS_PER_SHARD)
     try:
-        _rendered(rows, plan, pools).write_datasink(sink, ray_remote_args={"num_cpus": pools.task_cpus})
+        _rendered(rows, plan, pools).write_datasink(sink, ray_remote_args={"num_cpus": pools.writing_cpus})
     except ray.exceptions.RayError as error:
         raise _stopped(run, error) from error
     return sink.failed

@@ -231,7 +231,7 @@ def _stream(
         )
         sink = _GatherSink(widths)
         try:
-            rows.write_datasink(sink, ray_remote_args={"num_cpus": pools.task_cpus})
+            rows.write_datasink(sink, ray_remote_args={"num_cpus": pools.writing_cpus})
         except ray.exceptions.RayError as error:
             raise RunError(f"the pipeline stopped: {worker_failure(error)}; start the same command again") from error
     return sink.gathered

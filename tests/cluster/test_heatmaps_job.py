@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from PIL import Image
+from ray.data.block import Block
 
 from ais import Explainer, Explanation, load_backbone, load_head
 from ais.config import HeatmapsConfig, PngSelection, load_config, parse_config, run_job
@@ -32,6 +34,8 @@ from ais.importance import ImportanceRecord, save_importance
 from ais.pipeline.fetch import Pictures
 from ais.pipeline.heatmaps import _extreme, render_selected
 from ais.pipeline.prepare import Prepared, prepare_heatmaps, set_out
+from ais.pipeline.render import Render
+from ais.pipeline.sink import PngSink
 from ais.render import fit_within
 from ais.runs import ERRORS_SCHEMA, MANIFEST_SCHEMA, Run, results_schema
 from ais.storage import Storage
@@ -499,6 +503,31 @@ class TestExtremes:
             assert largest["image_id"].to_pylist() == self.by_score(Path(top.run.folder.path), -1)[:count]
             assert smallest is not None
             assert smallest["image_id"].to_pylist() == self.by_score(Path(top.run.folder.path), 1)[:count]
+
+    def test_pictures_are_drawn_as_they_come_and_not_by_the_task_that_writes(
+        self, top: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def note(stage: str) -> None:
+            (tmp_path / f"{stage}-{ray.get_runtime_context().get_task_id()}").touch()
+
+        class NotedRender(Render):
+            def __call__(self, batch: pa.Table) -> pa.Table:
+                note("draw")
+                return super().__call__(batch)
+
+        class NotedSink(PngSink):
+            def write(self, blocks: Iterable[Block], ctx: Any) -> tuple[int, int]:
+                note("write")
+                return super().write(blocks, ctx)
+
+        monkeypatch.setattr("ais.pipeline.heatmaps.Render", NotedRender)
+        monkeypatch.setattr("ais.pipeline.heatmaps.PngSink", NotedSink)
+        png = top.plan.png.model_copy(update={"select": "bottom:12"})
+        assert render_selected(top.run, dataclasses.replace(top.plan, png=png)) == 0
+        tasks = [path.name.split("-")[0] for path in tmp_path.iterdir()]
+        assert sorted(tasks) == ["draw", "draw", "draw", "write"]  # batches of four
+        folder = Path(top.run.folder.path)
+        assert len(pngs(folder / "png", "bottom-*.tar")) == 12
 
     def test_of_no_results_there_are_none(self, top: Prepared, tmp_path: Path) -> None:
         assert render_selected(Run.at(str(tmp_path), "empty", STORAGE), top.plan) == 0
