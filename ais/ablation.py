@@ -18,15 +18,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from ais.backbones import Backbone, TailKind
 from ais.backbones.graph import LinearSplit, Split
 from ais.heads import HeadEnsemble, RegressionHead
+from ais.products import SkippingZeros, once_where_unmoved, skipping_zeros
 
 # Numbers in one chunk's largest tensor. On a CPU the head's chunk should stay in the cache; a tail's chunk should be
 # large enough to keep the kernels busy. Measured in tests/benchmarks/LOG.md.
@@ -34,8 +34,6 @@ _HEAD_NUMBERS = {"cpu": 2**18, "cuda": 2**26}
 _TAIL_NUMBERS = {"cpu": 2**23, "cuda": 2**27}
 # Where the maps first mix in a linear layer, nothing larger than its output is made for each of them.
 _VECTOR_NUMBERS = {"cpu": 2**25, "cuda": 2**27}
-# Copying a weight costs as much as multiplying it by this many rows (measured: 27 ms against 76 ms for 512 rows).
-_ROWS_PER_COPY = 128
 
 
 @dataclass(frozen=True)
@@ -189,50 +187,26 @@ def _ablated_linear(
     share = share[:, first : first + count * unit]
     budget = _VECTOR_NUMBERS if isinstance(linear.mix, nn.Linear) else _TAIL_NUMBERS
     chunk = chunk or _fitting(budget, maps.device, batch * _numbers(mixed))
-    suffix = _SkippingZeros(linear.suffix) if maps.device.type == "cpu" else None
+    moved = share.unflatten(1, (count, unit)).flatten(2).any(2)
+    suffix = SkippingZeros(linear.suffix) if maps.device.type == "cpu" else None
     for start in range(0, count, chunk):
         size = min(chunk, count - start)
         columns = slice(start * unit, (start + size) * unit)
         lost = _share(linear.mix, share[:, columns], slice(first + columns.start, first + columns.stop), size)
-        ablated = torch.sub(mixed[:, None], lost)
+        ablated = torch.sub(mixed[:, None], lost, out=lost)
         if suffix is None:
             yield linear.suffix(ablated.flatten(0, 1), *_repeated(context, size)).unflatten(0, (batch, size))
-        else:
-            each = [
-                suffix.run(rows, *(value[index : index + 1].expand(size, *value.shape[1:]) for value in context))
-                for index, rows in enumerate(ablated)
-            ]
-            yield torch.stack(each)
+            continue
+        each = []
+        for index, rows in enumerate(ablated):
+            own = [value[index : index + 1] for value in context]
 
+            def run(rows: Tensor, own: list[Tensor] = own) -> Tensor:
+                embeddings: Tensor = suffix.run(rows, *(value.expand(len(rows), *value.shape[1:]) for value in own))
+                return embeddings
 
-class _SkippingZeros(fx.Interpreter):
-    """Runs a module with every linear layer by `skipping_zeros`."""
-
-    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run one submodule."""
-        module = self.fetch_attr(str(target))
-        if type(module) is nn.Linear and args[0].ndim == 2:
-            return skipping_zeros(module, args[0])
-        return super().call_module(target, args, kwargs)
-
-
-def skipping_zeros(linear: nn.Linear, inputs: Tensor) -> Tensor:
-    """Return ``linear(inputs)`` without multiplying what is zero in every row.
-
-    After a ReLU the rows that belong to one image have most of their zeros in common: about two fifths with random
-    weights, more with trained ones. The sum is the same but for the order of its terms. On other devices than the CPU,
-    and where too little is saved, this is ``linear`` itself.
-
-    Args:
-        linear: the layer.
-        inputs: ``(R, I)``.
-    """
-    if inputs.device.type == "cpu" and len(inputs) >= _ROWS_PER_COPY:
-        live = inputs.any(0).nonzero()[:, 0]
-        saved = len(inputs) * (inputs.shape[1] - len(live))
-        if saved > _ROWS_PER_COPY * len(live):
-            return F.linear(inputs.index_select(1, live), linear.weight.index_select(1, live), linear.bias)
-    return linear(inputs)
+            each.append(once_where_unmoved(run, rows, moved[index, start : start + size]))
+        yield torch.stack(each)
 
 
 def _share(mix: nn.Linear | nn.Conv2d, values: Tensor, columns: slice, count: int) -> Tensor:

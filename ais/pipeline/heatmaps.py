@@ -201,9 +201,9 @@ def render_selected(run: Run, plan: HeatmapPlan) -> int:
     set_up_ray_data()
     pools = cluster_pools(plan.compute, chosen.num_rows)
     pictures = Pictures(PngSelection("all"), plan.png.max_side)
-    batches = [table.slice(start, pools.batch) for start in range(0, table.num_rows, pools.batch)]
-    rows = ray.data.from_arrow(batches)  # a table is a block, and a block is one actor's
-    rows = fetched(rows, plan.geometry, plan.limits, plan.storage, plan.compute, pools, pictures)
+    # A table becomes a block, and a block is the work of one actor.
+    chosen_rows = ray.data.from_arrow([table.slice(at, pools.batch) for at in range(0, table.num_rows, pools.batch)])
+    rows = fetched(chosen_rows, plan.geometry, plan.limits, plan.storage, plan.compute, pools, pictures)
     sink = PngSink(run, kind, _PNGS_PER_SHARD)
     try:
         _rendered(rows, plan, pools).write_datasink(sink, ray_remote_args={"num_cpus": pools.writing_cpus})

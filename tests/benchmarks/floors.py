@@ -8,7 +8,7 @@ C maps, H hidden units of the head.
 * channelwise tail: trunk, tail twice (intact, all maps zeroed), and for every map one column of the head's hidden
   layer and one product with its output weights.
 * linear tail: trunk, tail, every map's share of the layer where maps first mix, and for every map the rest of the tail
-  and the head. Zeros that all of them share can be left out of the products (`ais.ablation.skipping_zeros`), so a
+  and the head. Zeros that all of them share can be left out of the products (`ais.products.skipping_zeros`), so a
   measurement may come out below this.
 """
 

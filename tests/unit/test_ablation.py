@@ -66,6 +66,25 @@ def test_equals_one_map_at_a_time_on_every_kind_of_tail(name: str, chunk: int | 
 
 @pytest.mark.parametrize("chunk", [1, 3, MAPS])
 @pytest.mark.parametrize("name", CASES)
+def test_maps_that_are_zero_for_some_images(name: str, chunk: int) -> None:
+    """After a ReLU they change nothing, and the work on them is shared. Measured error 8e-15."""
+    backbone = small_backbone(name)
+    images = random_images(3, SIDE, torch.float64)
+    images[1] *= 30
+    bias = backbone.network.layer.bias
+    with torch.no_grad():
+        bias[: MAPS - 1] = torch.where(bias[: MAPS - 1] > 0, -1, -1000)
+    head = as_ensemble(seeded_head(backbone.network(images[:1]).shape[1]).double())
+    result = ablate(backbone, head, images, chunk=chunk)
+    assert error(result, ablate_reference(backbone, head, images)) < 1e-12
+    if name == "flatten to linear":
+        dead = (result.feature_maps <= 0).all((2, 3))
+        assert 3 <= dead.sum() < dead.numel()
+        assert result.effects[dead].abs().max() < 1e-15 < 1e-3 * result.effects[~dead].abs().min()
+
+
+@pytest.mark.parametrize("chunk", [1, 3, MAPS])
+@pytest.mark.parametrize("name", CASES)
 def test_ablated_embeddings_equal_a_zeroed_map(name: str, chunk: int) -> None:
     """The embeddings themselves, for every kind of tail, in chunks of the size asked for."""
     backbone = small(name)
