@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +33,7 @@ from pydantic import (
     model_validator,
 )
 
-from ais.errors import AisError, ConfigError, LeaseLostError, LockedError
+from ais.errors import AisError, ConfigError, LeaseLostError, LockedError, TerminatedInterrupt
 from ais.secrets import redact, refuse_secrets
 
 # Pillow warns of a decompression bomb above this (PIL.Image.MAX_IMAGE_PIXELS): 256 MiB of 24-bit pixels.
@@ -301,6 +302,11 @@ class ComputeConfig(_Section):
         default=None,
         description="GPUs that the cluster can grow to; null: as its head says (label ais.max-gpus), otherwise those"
         " that are up.",
+    )
+    stall_minutes: Annotated[float, Field(gt=0)] | None = Field(
+        default=60.0,
+        description="End with exit code 1 when no image was finished for so long, waiting for nodes included; the same"
+        " command continues. null: wait for ever.",
     )
 
     def _conflicts(self) -> Iterator[_Conflict]:
@@ -1063,19 +1069,28 @@ def run_job(main: Callable[[list[str]], int]) -> NoReturn:
       2  the configuration is wrong; nothing was started
       3  somebody else writes the same output (`LockedError`, `LeaseLostError`); try again when they are done
     130  Ctrl-C, as shells do
+    143  told to end (SIGTERM), as shells do
     ===  ====================================================================================================
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a log shows how far a job is, not only that it ended
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         code = main(sys.argv[1:])
     except AisError as error:
         print(redact(f"error: {error}"), file=sys.stderr)
         code = 2 if isinstance(error, ConfigError) else 3 if isinstance(error, LockedError | LeaseLostError) else 1
+    except TerminatedInterrupt:
+        print("told to end", file=sys.stderr)
+        code = 128 + signal.SIGTERM
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
     sys.exit(code)
+
+
+def _terminate(number: int, frame: object) -> NoReturn:  # noqa: ARG001 - the signature of a signal's handler
+    raise TerminatedInterrupt
 
 
 class _Arguments(NamedTuple):

@@ -46,6 +46,10 @@ class RunError(AisError):
     """A run folder is inconsistent, or a run did not account for every image."""
 
 
+class TerminatedInterrupt(KeyboardInterrupt):
+    """Somebody asked the process to end, as `ray job stop` and whatever drains a machine do (SIGTERM)."""
+
+
 class ChangedError(AisError):
     """A file is another than the one that was meant."""
 

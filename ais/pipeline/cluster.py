@@ -6,8 +6,10 @@ import contextlib
 import logging
 import math
 import os
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +45,7 @@ def start_ray() -> None:
     """Join the cluster that this process belongs to, or start one on this machine.
 
     A cluster is found as Ray finds it: in a submitted job, by ``RAY_ADDRESS``, or one started here by ``ray start``.
-    Ray's own remarks stay in its log files; the terminal is left to the job.
+    Ray's own remarks stay in its log files; the terminal is left to the job, and so are signals.
     """
     if ray.is_initialized():
         return
@@ -53,6 +55,7 @@ def start_ray() -> None:
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     # Workers of a cluster that starts here inherit this process's environment.
     setup = None if os.environ.get("RAY_ADDRESS") == "local" else worker_setup()
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     with _without_remark():
         # Not address="auto", which also joins the private cluster of any other job on this machine and dies with it.
         ray.init(
@@ -61,6 +64,8 @@ def start_ray() -> None:
             logging_level=logging.ERROR,
             runtime_env=None if setup is None else {"worker_process_setup_hook": setup},
         )
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's core prints a stack of C++ and aborts
 
 
 @contextlib.contextmanager

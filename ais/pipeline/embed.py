@@ -73,7 +73,7 @@ def embed_images(
         }
     )
     units = [table.slice(start, pools.batch) for start in range(0, table.num_rows, pools.batch)]
-    with Progress("embeddings", len(images)) as progress:
+    with Progress("embeddings", len(images), stall_minutes=compute.stall_minutes) as progress:
         geometry = geometry_of(source.spec, preprocessing)
         rows = fetched(ray.data.from_arrow(units), geometry, limits, source.storage, compute, pools)
         rows = rows.map_batches(

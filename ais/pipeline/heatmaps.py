@@ -119,7 +119,7 @@ def _score_and_explain(run: Run, plan: HeatmapPlan, done: np.ndarray) -> tuple[d
     set_up_ray_data()
     left = int((~done).sum())
     pools = cluster_pools(plan.compute, left)
-    with Progress("images", left, run.run_id) as progress:
+    with Progress("images", left, run.run_id, plan.compute.stall_minutes) as progress:
         rows = manifest_rows(run.manifest, done, pools.batch, pools.task_cpus)
         pictures = _pictures(plan)
         rows = fetched(rows, plan.geometry, plan.limits, plan.storage, plan.compute, pools, pictures)

@@ -215,7 +215,7 @@ def _stream(
     set_up_ray_data()
     pools = cluster_pools(compute, len(images))
     geometry = geometry_of(source.spec, preprocessing)
-    with Progress("images", len(images)) as progress:
+    with Progress("images", len(images), stall_minutes=compute.stall_minutes) as progress:
         units = ray.data.from_arrow(_units(images, ratings, pools))
         rows = fetched(units, geometry, limits, source.storage, compute, pools).map_batches(
             stage,

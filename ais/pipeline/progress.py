@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 import ray
 
+from ais.errors import RunError
 from ais.pipeline.metrics import Meter, metrics
 from ais.progress import ProgressLine
 
@@ -82,15 +86,44 @@ class Progress(ProgressLine):
         what: is counted, such as ``"images"``.
         total: to come.
         run: id of the run, if it is one; every line of a log carries it.
+        stall_minutes: the block is left when nothing was finished for so long, if it runs in the main thread.
+
+    Raises:
+        RunError: on leaving the block, if it stood still.
     """
 
-    def __init__(self, what: str, total: int, run: str | None = None) -> None:
+    def __init__(self, what: str, total: int, run: str | None = None, stall_minutes: float | None = None) -> None:
         self._actor: Any = Counter.remote()  # type: ignore[attr-defined]
         self._created = time.time()
         self._run = run
         self._label = run or what
         self.counter = Meter(self._actor, self._label)
+        self._stall_minutes = stall_minutes if threading.current_thread() is threading.main_thread() else None
+        self._moved = time.monotonic(), (0, 0)
+        self._stalled = False
         super().__init__(what, total)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        if self._stalled and kind is KeyboardInterrupt:
+            raise RunError(
+                f"nothing was finished for {self._stall_minutes:g} minutes, after {self._seen[0]:,} of {self._total:,} "
+                f"{self._what}: see `ray status` for what the cluster waits for; what is written stays, and the same "
+                "command continues; compute.stall_minutes=null waits for ever"
+            ) from None
+
+    def _read_or_keep(self) -> tuple[int, int]:
+        seen, now = super()._read_or_keep(), time.monotonic()
+        since, last = self._moved
+        if seen != last:
+            self._moved = now, seen
+        elif self._stall_minutes and now - since > 60 * self._stall_minutes and not self._stalled:
+            self._stalled = True
+            # Ray has no way to end an execution from outside; this is Ctrl-C's.
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        return seen
 
     def _text(self, done: int, errors: int, last: bool = False) -> str:
         text = super()._text(done, errors, last)

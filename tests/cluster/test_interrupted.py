@@ -6,8 +6,10 @@ Kills of all of them and of nodes, in one run over S3, are in ``make chaos`` (`t
 """
 
 import json
+import os
 import re
 import shutil
+import signal
 import sys
 import tarfile
 import tempfile
@@ -193,3 +195,22 @@ class TestInterrupted:
         assert not (tmp_path / "runs" / "run" / "summary.json").exists()
         assert job.finish(PATIENCE_S) == 0, job.said()
         assert_same(outcome_of(tmp_path), outcome_of(undisturbed_output))
+
+    def test_one_that_stands_still_ends_and_one_told_to_end_does(
+        self, start: Callable[..., Job], collection: Path, head: Path, tmp_path: Path
+    ) -> None:
+        stalled = start([*arguments(collection, head, tmp_path), "compute.stall_minutes=0.1"])
+        stalled.wait_for(lambda: len(shards(tmp_path)) >= 1, PATIENCE_S)
+        for worker in actors(SCORING, [process.pid for process in descendants(stalled.pid)]):
+            os.kill(worker.pid, signal.SIGSTOP)
+        assert stalled.finish(PATIENCE_S) == 1, stalled.said()
+        assert re.search(r"^error: nothing was finished for 0\.1 minutes, after \d+ of 360 i", stalled.said(), re.M)
+        so_far = len(shards(tmp_path))
+        again = start(arguments(collection, head, tmp_path))  # the lock is free
+        again.wait_for(lambda: len(shards(tmp_path)) > so_far, PATIENCE_S)
+        os.kill(again.pid, signal.SIGTERM)
+        assert again.finish(PATIENCE_S) == 143, again.said()
+        assert again.said().endswith("told to end\n")
+        assert "***" not in again.said(), "Ray's core prints its stack"
+        again.end()
+        assert not list((tmp_path / "runs" / "run").glob("*lock*"))

@@ -27,7 +27,7 @@ from ais.config import (
     run_job,
     to_yaml,
 )
-from ais.errors import ConfigError, LeaseLostError, LockedError, RunError
+from ais.errors import ConfigError, LeaseLostError, LockedError, RunError, TerminatedInterrupt
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 HEATMAPS = ["images=photos", "output=out", "head=heads/first"]
@@ -455,6 +455,7 @@ def test_fingerprint():
             "its lock expires at 2026-01-02 03:04:05 UTC\n",
         ),
         (KeyboardInterrupt(), 130, "interrupted\n"),
+        (TerminatedInterrupt(), 143, "told to end\n"),
     ],
 )
 def test_exit_codes(outcome, code, printed, capsys, monkeypatch):
