@@ -85,7 +85,7 @@ def embed_images(
                 "preprocessing": preprocessing,
                 "device": compute.device,
                 "threads": pools.scoring_threads,
-                "progress": progress.counter,
+                "progress": progress.meter,
             },
         )
         sink = CacheSink(cache, source.spec.embedding_size)

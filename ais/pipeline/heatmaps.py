@@ -24,7 +24,7 @@ from ais.pipeline.columns import pack, replace
 from ais.pipeline.explain import BackboneSource, Explain, Score
 from ais.pipeline.fetch import FetchDecode, Pictures
 from ais.pipeline.manifest import manifest_rows
-from ais.pipeline.progress import Pace, Progress
+from ais.pipeline.progress import Pace, Progress, TaskProgress
 from ais.pipeline.render import Render
 from ais.pipeline.sink import PngSink, RunSink
 from ais.runs import Run
@@ -135,7 +135,7 @@ def _score_and_explain(run: Run, plan: HeatmapPlan, done: np.ndarray) -> tuple[d
                 "threads": pools.scoring_threads,
                 "precision": plan.compute.precision,
                 "compile_trunk": plan.compute.compile,
-                "progress": progress.counter,
+                "progress": progress.meter,
                 **_heatmap_options(plan),
             },
         )
@@ -161,9 +161,9 @@ def _pictures(plan: HeatmapPlan) -> Pictures | None:
     return Pictures(selection, plan.png.max_side) if in_the_stream else None
 
 
-def _rendered(rows: Dataset, plan: HeatmapPlan, pools: Pools) -> Dataset:
+def _rendered(rows: Dataset, plan: HeatmapPlan, pools: Pools, counter: Any = None) -> Dataset:
     assert plan.cells is not None
-    render = Render(plan.cells, plan.weighting, plan.png.kind, plan.metadata)
+    render = Render(plan.cells, plan.weighting, plan.png.kind, plan.metadata, counter)
     return rows.map_batches(render, batch_format="pyarrow", batch_size=None, num_cpus=pools.task_cpus)
 
 
@@ -206,7 +206,9 @@ def render_selected(run: Run, plan: HeatmapPlan) -> int:
     rows = fetched(chosen_rows, plan.geometry, plan.limits, plan.storage, plan.compute, pools, pictures)
     sink = PngSink(run, kind, _PNGS_PER_SHARD)
     try:
-        _rendered(rows, plan, pools).write_datasink(sink, ray_remote_args={"num_cpus": pools.writing_cpus})
+        with TaskProgress("pictures", table.num_rows, plan.compute.stall_minutes) as progress:
+            rows = _rendered(rows, plan, pools, progress.counter)
+            rows.write_datasink(sink, ray_remote_args={"num_cpus": pools.writing_cpus})
     except ray.exceptions.RayError as error:
         raise _stopped(run, error) from error
     return sink.failed

@@ -226,7 +226,7 @@ def _stream(
                 "preprocessing": preprocessing,
                 "device": compute.device,
                 "threads": pools.scoring_threads,
-                "progress": progress.counter,
+                "progress": progress.meter,
             },
         )
         sink = _GatherSink(widths)

@@ -226,7 +226,7 @@ def _similarity(prepared: PreparedImportance) -> ImportanceResult:
     else:
         pools = cluster_pools(config.compute)
         task = ray.remote(num_cpus=pools.scoring_cpus, num_gpus=pools.scoring_gpus)(_general_similarity)
-        with TaskProgress("maps", maps) as progress:
+        with TaskProgress("maps", maps, config.compute.stall_minutes) as progress:
             intact, found = ray.get(task.remote(prepared, pools, progress.counter))
     details["agreement"] = float(pearson(upper_triangle(intact), upper_triangle(human))) ** 2
     details["interval"] = "95%, delete-one jackknife over images"

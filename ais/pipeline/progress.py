@@ -67,37 +67,20 @@ class Pace:
 
 
 class TaskProgress(ProgressLine):
-    """Prints how far one task is while the block runs; ``counter`` goes to it. Arguments as `ProgressLine`."""
-
-    def __init__(self, what: str, total: int) -> None:
-        self.counter: Any = Counter.remote()  # type: ignore[attr-defined]
-        super().__init__(what, total)
-
-    def read(self) -> tuple[int, int]:
-        """Return how many are finished, and how many errors are among them."""
-        done, errors = ray.get(self.counter.read.remote(), timeout=10)
-        return done, errors
-
-
-class Progress(ProgressLine):
-    """Prints how far a stage is while the block runs, and shows it to Prometheus; ``counter`` goes to the actors.
+    """Prints how far work in other processes is while the block runs; ``counter``, an actor, goes to it.
 
     Args:
         what: is counted, such as ``"images"``.
         total: to come.
-        run: id of the run, if it is one; every line of a log carries it.
-        stall_minutes: the block is left when nothing was finished for so long, if it runs in the main thread.
+        stall_minutes: the block is left when nothing was finished for so long, if it runs in the main thread; ``None``:
+            never.
 
     Raises:
         RunError: on leaving the block, if it stood still.
     """
 
-    def __init__(self, what: str, total: int, run: str | None = None, stall_minutes: float | None = None) -> None:
-        self._actor: Any = Counter.remote()  # type: ignore[attr-defined]
-        self._created = time.time()
-        self._run = run
-        self._label = run or what
-        self.counter = Meter(self._actor, self._label)
+    def __init__(self, what: str, total: int, stall_minutes: float | None = None) -> None:
+        self.counter: Any = Counter.remote()  # type: ignore[attr-defined]
         self._stall_minutes = stall_minutes if threading.current_thread() is threading.main_thread() else None
         self._moved = time.monotonic(), (0, 0)
         self._stalled = False
@@ -114,6 +97,11 @@ class Progress(ProgressLine):
                 "command continues; compute.stall_minutes=null waits for ever"
             ) from None
 
+    def read(self) -> tuple[int, int]:
+        """Return how many are finished, and how many errors are among them."""
+        done, errors = ray.get(self.counter.read.remote(), timeout=10)
+        return done, errors
+
     def _read_or_keep(self) -> tuple[int, int]:
         seen, now = super()._read_or_keep(), time.monotonic()
         since, last = self._moved
@@ -125,16 +113,34 @@ class Progress(ProgressLine):
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         return seen
 
+
+class Progress(TaskProgress):
+    """The progress of images through the network, which Prometheus sees too; ``meter`` goes to the actors.
+
+    Args:
+        what: as `TaskProgress`.
+        total: likewise.
+        run: id of the run, if it is one; every line of a log carries it.
+        stall_minutes: as `TaskProgress`.
+    """
+
+    def __init__(self, what: str, total: int, run: str | None = None, stall_minutes: float | None = None) -> None:
+        super().__init__(what, total, stall_minutes)
+        self._created = time.time()
+        self._run = run
+        self._label = run or what
+        self.meter = Meter(self.counter, self._label)
+
     def _text(self, done: int, errors: int, last: bool = False) -> str:
         text = super()._text(done, errors, last)
         return f"{text} · run {self._run}" if self._run and not self._line.terminal else text
 
     def read(self) -> tuple[int, int]:
         """Return how many rows are finished, and how many errors are among them."""
-        rows, errors = ray.get(self._actor.read.remote(), timeout=10)
+        rows, errors = super().read()
         metrics().images_left.set(self._total - rows, {"run": self._label})
         return rows, errors
 
     def pace(self) -> Pace | None:
         """Return how it went so far; ``None`` before the first batch."""
-        return ray.get(self._actor.pace.remote(self._created))
+        return ray.get(self.counter.pace.remote(self._created))

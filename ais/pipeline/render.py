@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,13 +22,17 @@ class Render:
         weighting: decides the colour map.
         kind: ``"overlay"``, ``"heatmap"`` or ``"both"``.
         metadata: text put into every PNG.
+        counter: actor that counts finished rows (`ais.pipeline.progress.Counter`), if they are not counted elsewhere.
     """
 
-    def __init__(self, cells: HeatmapCells, weighting: Weighting, kind: str, metadata: dict[str, str]) -> None:
+    def __init__(
+        self, cells: HeatmapCells, weighting: Weighting, kind: str, metadata: dict[str, str], counter: Any = None
+    ) -> None:
         self._cells = cells
         self._weighting: Weighting = weighting
         self._kind = kind
         self._metadata = metadata
+        self._counter = counter
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Render every row that has a picture and no error."""
@@ -50,6 +55,8 @@ class Render:
             pngs.append(png)
             seconds[index] = time.perf_counter() - started
         spent(self._metadata.get("ais.run_id", ""), "render", float(seconds.sum()))
+        if self._counter is not None:
+            self._counter.add.remote(len(pngs), pngs.count(None))
         drop = ["picture", "picture_height", "picture_width"]
         return replace(batch, drop, png=pa.array(pngs, pa.large_binary()), render_s=pa.array(seconds))
 

@@ -50,7 +50,7 @@ def test_more_gpus_take_less_time_and_cost_the_same() -> None:
 
 def test_an_assumed_gpu_is_a_share_of_its_peak() -> None:
     given = replace(GIVEN, gpu_images_per_s=None, gpu_tflops=100, gpu_share=0.5, backbone="vgg16")
-    assert given.gpu_rate == pytest.approx(50e12 / (2 * 15.47e9 * 2.06))
+    assert given.gpu_rate == pytest.approx(50e12 / (2 * 15.47e9 * 1.76))
     assert cost_of(1000, given, ROUND).results_bytes == 1e6
 
 
