@@ -199,12 +199,13 @@ class TestInterrupted:
     def test_one_that_stands_still_ends_and_one_told_to_end_does(
         self, start: Callable[..., Job], collection: Path, head: Path, tmp_path: Path
     ) -> None:
-        stalled = start([*arguments(collection, head, tmp_path), "compute.stall_minutes=0.1"])
+        # Longer than a busy machine takes for the first batch.
+        stalled = start([*arguments(collection, head, tmp_path), "compute.stall_minutes=0.75"])
         stalled.wait_for(lambda: len(shards(tmp_path)) >= 1, PATIENCE_S)
         for worker in actors(SCORING, [process.pid for process in descendants(stalled.pid)]):
             os.kill(worker.pid, signal.SIGSTOP)
         assert stalled.finish(PATIENCE_S) == 1, stalled.said()
-        assert re.search(r"^error: nothing was finished for 0\.1 minutes, after \d+ of 360 i", stalled.said(), re.M)
+        assert re.search(r"^error: nothing was finished for 0\.75 minutes, after \d+ of 360 i", stalled.said(), re.M)
         so_far = len(shards(tmp_path))
         again = start(arguments(collection, head, tmp_path))  # the lock is free
         again.wait_for(lambda: len(shards(tmp_path)) > so_far, PATIENCE_S)
