@@ -200,7 +200,7 @@ def _furthest(training: Folder) -> Folder | None:
         data = file.read_bytes()
         try:
             state = _loaded(data)
-        except Exception:
+        except Exception:  # cut off by a kill: torch raises many kinds
             continue
         running = state["running"]
         at = (len(state["finished"]), len(running["validation_rmse"]) if running else 0)
