@@ -209,6 +209,18 @@ def test_browsing_with_the_keyboard_and_the_viewer(opened: Page) -> None:
     assert opened.evaluate(focused) == "filter-text"
 
 
+def test_closing_the_viewer_takes_the_focus_from_nobody(opened: Page) -> None:
+    """A dialog's "close" event comes after the closing, when somebody may have gone on to a field."""
+    opened.locator(f"#image-{shown(opened)[0]} .enlarge").click()
+    focused = opened.evaluate("""() => new Promise((settle) => {
+        const viewer = document.getElementById("viewer");
+        viewer.addEventListener("close", () => setTimeout(() => settle(document.activeElement.id)));
+        document.getElementById("viewer-close").click();
+        document.getElementById("filter-text").focus();
+    })""")
+    assert focused == "filter-text"
+
+
 def test_names_with_markup_do_nothing(opened: Page) -> None:
     assert "owned" not in opened.title()
     assert opened.locator("img[src='x'], [onmouseover], [onerror]").count() == 0

@@ -105,6 +105,12 @@ function start() {
     }
   }
 
+  // The image shown last has the focus at once: a dialog's "close" event comes later, and would take it from whoever types by then.
+  function close() {
+    viewer.close();
+    if (current >= 0) go(current);
+  }
+
   for (const id of ["filter-text", "filter-low", "filter-high", "filter-choice", "order"]) {
     if (element(id)) element(id).addEventListener("input", apply);
   }
@@ -126,11 +132,11 @@ function start() {
     const card = event.target.closest(".card");
     current = shown.findIndex((fact) => cards.get(fact.id) === card);
   });
-  element("viewer-close").addEventListener("click", () => viewer.close());
+  element("viewer-close").addEventListener("click", close);
   element("viewer-previous").addEventListener("click", () => open(gallery.step(current, -1, shown.length)));
   element("viewer-next").addEventListener("click", () => open(gallery.step(current, 1, shown.length)));
-  viewer.addEventListener("click", (event) => event.target === viewer && viewer.close());
-  viewer.addEventListener("close", () => current >= 0 && go(current));
+  viewer.addEventListener("click", (event) => event.target === viewer && close());
+  viewer.addEventListener("cancel", close); // Escape; the browser then finds it closed
 
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select, textarea")) return;
