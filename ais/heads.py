@@ -250,6 +250,37 @@ def load_head(address: str, storage: Storage = Storage()) -> HeadEnsemble:  # no
     return ensemble.eval()
 
 
+@dataclass(frozen=True)
+class HeadSource:
+    """Everything a worker needs to load the same head as the driver checked.
+
+    Args:
+        address: of the bundle's folder.
+        sha256: of the ``head.safetensors`` that the driver saw.
+        storage: how to reach the address.
+    """
+
+    address: str
+    sha256: str
+    storage: Storage
+
+    def load(self) -> HeadEnsemble:
+        """Load it.
+
+        Raises:
+            HeadError: the bundle cannot be read, or it holds another head by now.
+        """
+        head = load_head(self.address, self.storage)
+        assert head.record is not None
+        if head.record.sha256 != self.sha256:
+            raise HeadError(
+                f"the head in {self.address!r} has SHA-256 {head.record.sha256} now, the job started with "
+                f"{self.sha256}: it was replaced meanwhile; put the first back and start the same command again, or "
+                "start anew with the new one"
+            )
+        return head
+
+
 def read_record(address: str, storage: Storage = Storage()) -> tuple[HeadRecord, dict[str, Any]]:  # noqa: B008
     """Read only ``head.json``: the record, and the whole document.
 

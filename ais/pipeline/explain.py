@@ -15,7 +15,7 @@ from torch import Tensor
 from ais.backbones import Backbone, BackboneSpec, load_backbone
 from ais.errors import WeightsError
 from ais.explainer import Explainer
-from ais.heads import load_head
+from ais.heads import HeadSource
 from ais.pipeline.columns import pack, replace, unpack
 from ais.storage import Storage
 
@@ -80,7 +80,7 @@ class Score:
 
     Args:
         source: of the backbone.
-        head: address of the head bundle.
+        head: to score with.
         preprocessing: mode under which the pixels were made.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         threads: of torch on the CPU.
@@ -95,7 +95,7 @@ class Score:
     def __init__(
         self,
         source: BackboneSource,
-        head: str,
+        head: HeadSource,
         preprocessing: str,
         device: str,
         threads: int | None,
@@ -112,7 +112,7 @@ class Score:
             backbone.compile_trunk()
         self._explainer = Explainer(
             backbone,
-            load_head(head, source.storage),
+            head.load(),
             preprocessing=preprocessing,
             trunk_dtype=getattr(torch, precision),
             **options,

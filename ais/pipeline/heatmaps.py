@@ -17,6 +17,7 @@ from ray.data import Dataset
 
 from ais.config import ComputeConfig, PngConfig, PngSelection
 from ais.errors import RunError
+from ais.heads import HeadSource
 from ais.heatmaps import HeatmapCells, Weighting
 from ais.images import Geometry, Limits
 from ais.pipeline.cluster import Pools, cluster_pools, set_up_ray_data
@@ -42,7 +43,7 @@ class HeatmapPlan:
 
     Args:
         source: of the backbone.
-        head: address of the head bundle.
+        head: to score with.
         importance: ``(C,)`` AIS for all images, or ``None`` for each image's own.
         weighting: of the maps.
         geometry: brings images to the backbone's input.
@@ -56,7 +57,7 @@ class HeatmapPlan:
     """
 
     source: BackboneSource
-    head: str
+    head: HeadSource
     importance: np.ndarray | None
     weighting: Weighting
     geometry: Geometry

@@ -21,7 +21,7 @@ from ais.backbones import TailKind
 from ais.config import ComputeConfig
 from ais.errors import AisError, RunError
 from ais.explainer import geometry_of
-from ais.heads import load_head
+from ais.heads import HeadSource
 from ais.images import Limits
 from ais.importance.effects import EffectSums
 from ais.listing import ListedImage
@@ -40,13 +40,13 @@ class Effects(NetworkStage):
     """Callable stage: ``pixels`` → ``score`` and ``effects (C)``, by exact ablation. Arguments as `NetworkStage`, and:
 
     Args:
-        head: address of the head bundle.
+        head: whose scores they are effects on.
         chunk: maps ablated at once.
     """
 
-    def __init__(self, head: str, chunk: int | None, source: BackboneSource, **shared: Any) -> None:
+    def __init__(self, head: HeadSource, chunk: int | None, source: BackboneSource, **shared: Any) -> None:
         super().__init__(source, **shared)
-        self._head = load_head(head, source.storage).to(self.device)
+        self._head = head.load().to(self.device)
         self._chunk = chunk
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -138,7 +138,7 @@ def effects_over(
     images: Sequence[ListedImage],
     ratings: Sequence[float] | None,
     source: BackboneSource,
-    head: str,
+    head: HeadSource,
     preprocessing: str,
     limits: Limits,
     compute: ComputeConfig,
@@ -150,7 +150,7 @@ def effects_over(
         images: the set.
         ratings: one for each, or ``None``.
         source: of the backbone.
-        head: address of the head bundle.
+        head: whose scores they are effects on.
         preprocessing: ``"center_crop"`` or ``"letterbox"``.
         limits: on one image.
         compute: where and how.

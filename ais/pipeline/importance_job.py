@@ -15,7 +15,7 @@ from ais.backbones import TailKind
 from ais.config import ImportanceConfig, RatingsConfig, to_yaml
 from ais.errors import RunError
 from ais.explainer import geometry_of
-from ais.heads import read_record
+from ais.heads import HeadSource, read_record
 from ais.images import Limits
 from ais.importance import ImportanceRecord, save_importance
 from ais.importance.general import general_similarities
@@ -189,11 +189,12 @@ def importance_of(prepared: PreparedImportance) -> ImportanceResult:
         return _similarity(prepared)
     config, model = prepared.config, prepared.model
     assert config.head is not None
+    assert prepared.head is not None
     sums, unreadable = effects_over(
         prepared.images,
         None if prepared.ratings is None else prepared.ratings.tolist(),
         model.source,
-        config.head,
+        HeadSource(config.head, prepared.head, prepared.storage),
         model.preprocessing,
         prepared.limits,
         config.compute,

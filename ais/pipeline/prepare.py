@@ -23,7 +23,7 @@ from ais.backbones import (
 from ais.config import BackboneConfig, BackboneOverrides, HeatmapsConfig, StorageConfig, to_yaml
 from ais.errors import BackboneError, ConfigError
 from ais.explainer import geometry_of
-from ais.heads import HeadRecord, check_record, read_record
+from ais.heads import HeadRecord, HeadSource, check_record, read_record
 from ais.heatmaps import HeatmapCells
 from ais.images import Limits
 from ais.importance import ImportanceRecord, load_importance
@@ -187,7 +187,7 @@ def prepare_heatmaps(config: HeatmapsConfig, spec: BackboneSpec | None = None, *
     run = Run.at(config.output, config.run_id or f"{spec.name}-{digest[:12]}", storage)
     plan = HeatmapPlan(
         source=model.source,
-        head=config.head,
+        head=HeadSource(config.head, record.sha256, storage),
         importance=None if importance is None else importance.astype(np.float32),
         weighting=config.weighting,
         geometry=geometry_of(spec, mode),

@@ -31,7 +31,7 @@ from ais.backbones import TailKind
 from ais.config import ValidateConfig, to_yaml
 from ais.errors import ImageError, RatingsError, RunError
 from ais.explainer import geometry_of
-from ais.heads import check_belongs, load_head, read_record
+from ais.heads import HeadSource, check_belongs, read_record
 from ais.heatmaps import heatmap_boxes
 from ais.images import Limits, decode_image
 from ais.metrics import regression_metrics
@@ -253,7 +253,7 @@ def measure(prepared: PreparedValidation, sample: Sample) -> Findings:
     backbone = model.source.load(choose_device(config.compute.device))
     assert config.head is not None
     assert backbone.layer is not None
-    head = load_head(config.head, prepared.storage).to(backbone.mean.device).eval()
+    head = HeadSource(config.head, prepared.head, prepared.storage).load().to(backbone.mean.device).eval()
     check_belongs(head, backbone, model.preprocessing)
     subject = Subject(
         backbone=backbone,

@@ -29,9 +29,9 @@ import ais.storage
 from ais import Explainer, HeadEnsemble, RegressionHead, load_backbone, load_head
 from ais.backbones import Backbone
 from ais.config import PngSelection
-from ais.errors import ImageError, LeaseLostError, WeightsError
+from ais.errors import HeadError, ImageError, LeaseLostError, WeightsError
 from ais.explainer import geometry_of
-from ais.heads import save_head
+from ais.heads import HeadSource, read_record, save_head
 from ais.heatmaps import HeatmapCells
 from ais.images import Limits, decode_image
 from ais.lease import hold
@@ -275,7 +275,8 @@ def heads() -> HeadEnsemble:
 def explain_stage(head: Path, backbone: Backbone, **options: Any) -> Explain:
     source = BackboneSource(TINY, None, "random", 3, None, backbone.weights.fingerprint, STORAGE)
     given: dict[str, Any] = {"importance": None, "weighting": "positive", "precision": "float32", **options}
-    return Explain(source, str(head), preprocessing="center_crop", device="cpu", threads=None, chunk=None, **given)
+    head_source = HeadSource(str(head), read_record(str(head))[0].sha256, STORAGE)
+    return Explain(source, head_source, preprocessing="center_crop", device="cpu", threads=None, chunk=None, **given)
 
 
 class TestExplain:
@@ -339,6 +340,22 @@ class TestExplain:
             ("score", "not finite")
         }
         assert np.isfinite(table["score"].to_numpy()[~failed]).all()
+
+    def test_refuses_another_head_than_the_driver_saw(self, tmp_path: Path, backbone: Backbone) -> None:
+        address = str(tmp_path / "head")
+        save_head(address, heads(), backbone, "center_crop", {})
+        seen = HeadSource(address, read_record(address)[0].sha256, STORAGE)
+        assert seen.load().record == read_record(address)[0]
+        save_head(address, HeadEnsemble([RegressionHead(TINY.embedding_size)]), backbone, "center_crop", {})
+        with pytest.raises(HeadError, match=f"the job started with {seen.sha256}: it was replaced meanwhile"):
+            Explain(
+                BackboneSource(TINY, None, "random", 3, None, backbone.weights.fingerprint, STORAGE),
+                seen,
+                preprocessing="center_crop",
+                device="cpu",
+                threads=None,
+                precision="float32",
+            )
 
     def test_refuses_other_weights_than_the_driver_saw(self, backbone: Backbone) -> None:
         source = BackboneSource(TINY, None, "random", 4, None, backbone.weights.fingerprint, STORAGE)
