@@ -95,6 +95,7 @@ def set_up_ray_data() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.max_errored_blocks = 0
+    context.execution_no_progress_timeout_s = -1  # compute.stall_minutes is ours, and says what to do
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 

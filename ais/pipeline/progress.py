@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ais.errors import RunError
 from ais.pipeline.metrics import Meter, metrics
@@ -80,7 +81,9 @@ class TaskProgress(ProgressLine):
     """
 
     def __init__(self, what: str, total: int, stall_minutes: float | None = None) -> None:
-        self.counter: Any = Counter.remote()  # type: ignore[attr-defined]
+        # Beside the driver, and so no sooner dead than it.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.counter: Any = Counter.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
         self._stall_minutes = stall_minutes if threading.current_thread() is threading.main_thread() else None
         self._moved = time.monotonic(), (0, 0)
         self._stalled = False
@@ -100,10 +103,12 @@ class TaskProgress(ProgressLine):
     def read(self) -> tuple[int, int]:
         """Return how many are finished, and how many errors are among them."""
         done, errors = ray.get(self.counter.read.remote(), timeout=10)
+        self._note((done, errors))
         return done, errors
 
-    def _read_or_keep(self) -> tuple[int, int]:
-        seen, now = super()._read_or_keep(), time.monotonic()
+    def _note(self, seen: tuple[int, int]) -> None:
+        """End the work if what was seen, just now, stands still."""
+        now = time.monotonic()
         since, last = self._moved
         if seen != last:
             self._moved = now, seen
@@ -111,7 +116,6 @@ class TaskProgress(ProgressLine):
             self._stalled = True
             # Ray has no way to end an execution from outside; this is Ctrl-C's.
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-        return seen
 
 
 class Progress(TaskProgress):
@@ -142,5 +146,8 @@ class Progress(TaskProgress):
         return rows, errors
 
     def pace(self) -> Pace | None:
-        """Return how it went so far; ``None`` before the first batch."""
-        return ray.get(self.counter.pace.remote(self._created))
+        """Return how it went so far; ``None`` before the first batch, or where the count is lost."""
+        try:
+            return ray.get(self.counter.pace.remote(self._created))
+        except ray.exceptions.RayError:
+            return None

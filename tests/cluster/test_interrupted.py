@@ -197,8 +197,14 @@ class TestInterrupted:
         assert_same(outcome_of(tmp_path), outcome_of(undisturbed_output))
 
     def test_one_that_waits_in_vain_ends_and_one_told_to_end_does(
-        self, start: Callable[..., Job], collection: Path, head: Path, tmp_path: Path
+        self,
+        start: Callable[..., Job],
+        collection: Path,
+        head: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        monkeypatch.setenv("RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S", "3")  # Ray Data's own limit is not in the way
         no_such_node = ["compute.device=cuda", "compute.max_gpus=1", "compute.stall_minutes=0.1"]
         waiting = start([*arguments(collection, head, tmp_path), *no_such_node])
         assert waiting.finish(PATIENCE_S) == 1, waiting.said()
