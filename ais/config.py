@@ -519,10 +519,15 @@ class HeatmapsConfig(_Section):
     repair: bool = Field(
         default=False, description="Verify the run, delete what is damaged, and do the images of that again."
     )
+    retry_errors: bool = Field(
+        default=False,
+        description="Try images again that could not be fetched, or for which there was not enough memory.",
+    )
 
     def _conflicts(self) -> Iterator[_Conflict]:
-        if self.verify and self.repair:
-            yield _Conflict(("repair", "verify"), "verify=true changes nothing; set one of the two")
+        for key in ("repair", "retry_errors"):
+            if self.verify and getattr(self, key):
+                yield _Conflict((key, "verify"), "verify=true changes nothing; set one of the two")
 
 
 class DriftConfig(_Section):

@@ -155,7 +155,7 @@ class DecoderPool:
                 its contents are undefined.
 
         Raises:
-            ImageError: the image cannot be used, or crashed its decoder twice, or took too long.
+            ImageError: the image cannot be used, or crashed its decoder twice, or took too long, or memory ran out.
         """
         child = self._idle.get()
         try:
@@ -166,7 +166,10 @@ class DecoderPool:
             try:
                 return child.decode(data, picture, into)
             except _DiedError as death:
-                raise ImageError("decode", DecodeReason.CRASHED, f"its decoder died twice, of {death}") from None
+                # Nobody else sends it: the system does, to children first, when memory runs out. Another time may do.
+                killed = str(death) == signal.SIGKILL.name
+                reason = DecodeReason.OUT_OF_MEMORY if killed else DecodeReason.CRASHED
+                raise ImageError("decode", reason, f"its decoder died twice, of {death}") from None
         finally:
             self._idle.put(child)
 

@@ -36,11 +36,13 @@ import pyarrow.parquet as pq
 from ais.errors import RunError, StorageError
 from ais.lease import Fence
 from ais.listing import ListedImage
-from ais.shards import PNG_KEY, read_ids, write_table
+from ais.shards import PNG_KEY, read_ids, read_sealed, write_table
 from ais.storage import Folder, Storage, explain
 
 _MANIFEST_ROWS = 100_000
 _READERS, _READ_AHEAD = 16, 256
+
+SELECTED_PICTURES = "selected_pictures"  # in summary.json: bytes and SHA-256 of the tars of top:N or bottom:N, by name
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -61,6 +63,15 @@ ERRORS_SCHEMA = pa.schema(
         pa.field("error", pa.string(), nullable=False),
     ]
 )
+
+# Failures, as ``stage: reason``, in which the same bytes may fare better another time. Decoding and scoring depend on
+# nothing but the bytes and the model, up to the memory that there is.
+FLEETING = r"^fetch: |: out of memory$"
+
+
+def failures(errors: pa.Table) -> pa.ChunkedArray:
+    """Why each row of errors failed, as ``stage: reason``."""
+    return pc.binary_join_element_wise(errors["stage"], errors["reason"], ": ")
 
 
 def results_schema(heatmap_shape: tuple[int, int] | None, metadata: dict[str, str] | None = None) -> pa.Schema:
@@ -118,11 +129,6 @@ class Accounting:
         """Nothing is missing and nothing is there twice."""
         return self.missing == self.repeated == self.foreign == 0 and self.scored + self.failed == self.listed
 
-    @property
-    def error_share(self) -> float:
-        """Share of the listed images that are in errors."""
-        return self.failed / self.listed if self.listed else 0.0
-
 
 class Tally:
     """Counts images as their shards are read; a byte of memory for each that is listed.
@@ -145,8 +151,8 @@ class Tally:
         """Count a shard of errors, of which ``image_id, stage, reason`` are looked at."""
         self._failed += rows.num_rows
         self._count(rows["image_id"].to_numpy())
-        reasons = pc.binary_join_element_wise(rows["stage"], rows["reason"], ": ")
-        self._reasons.update({count["values"]: count["counts"] for count in pc.value_counts(reasons).to_pylist()})
+        counts = pc.value_counts(failures(rows)).to_pylist()
+        self._reasons.update({count["values"]: count["counts"] for count in counts})
 
     def _count(self, ids: np.ndarray) -> None:
         known = ids[(ids >= 0) & (ids < len(self._times))]
@@ -198,11 +204,11 @@ class Run:
 
     def record(self) -> dict[str, Any] | None:
         """Return ``run.json``, or ``None`` where no run was set out yet."""
-        return _read_json(self.folder / "run.json")
+        return _read_json(self.folder / "run.json", "bring it back, or give another run_id or output")
 
     def summary(self) -> dict[str, Any] | None:
         """Return ``summary.json``, or ``None`` where the run is not complete."""
-        return _read_json(self.folder / "summary.json")
+        return _read_json(self.folder / "summary.json", "delete it, and start the same command again")
 
     def complete(self) -> dict[str, Any] | None:
         """Return ``summary.json`` if the run is complete: it is there, and so are all the shards that it counts."""
@@ -211,6 +217,16 @@ class Run:
             return None
         counts = self.shard_counts()
         return None if any(counts[name] < there for name, there in summary.get("shards", {}).items()) else summary
+
+    def reopen(self) -> None:
+        """Take ``summary.json`` away from a run that has lost shards: shards of the second time count for nobody's.
+
+        Only under the lock.
+        """
+        self.check_lock()
+        summary = self.folder / "summary.json"
+        if summary.exists():
+            summary.remove()
 
     def shard_counts(self) -> dict[str, int]:
         """How many files of each kind there are."""
@@ -230,9 +246,15 @@ class Run:
             how many images there are.
 
         Raises:
-            RunError: the listing is empty.
+            RunError: the listing is empty, or there are results or errors already, of which only a ``run.json`` that is
+                lost knew which images they are of.
         """
         self.check_lock()
+        if any(self.shard_counts().values()):
+            raise RunError(
+                f"{self.folder.address!r} has results but no run.json, without which nobody knows what they are of; "
+                "bring run.json back, or give another run_id or output"
+            )
         for leftover in self.manifest.files():
             leftover.remove()  # of a listing that was interrupted
         count = 0
@@ -284,6 +306,31 @@ class Run:
             place.remove_unfinished()
         return done
 
+    def retry_errors(self) -> int:
+        """Take the images out of errors that may fare better another time (`FLEETING`); return how many.
+
+        Only under the lock. The run is no longer complete then, and the next start does them again.
+
+        Raises:
+            RunError: a shard is damaged.
+        """
+        taken = 0
+        for shard in self.errors.files("*.parquet"):
+            file, _ = read_sealed(shard)
+            rows = file.read()
+            fleeting = pc.match_substring_regex(failures(rows), FLEETING)
+            count = pc.sum(fleeting).as_py() or 0
+            if not count:
+                continue
+            if not taken:
+                self.reopen()
+            taken += count
+            if count == rows.num_rows:
+                shard.remove()
+            else:
+                write_table(shard, rows.filter(pc.invert(fleeting)))
+        return taken
+
     def account(self, listed: int) -> Accounting:
         """Count every image of the manifest in results and errors."""
         tally = Tally(listed)
@@ -314,15 +361,13 @@ def read_all_ids(shards: list[Folder]) -> Iterator[tuple[Folder, np.ndarray, dic
                 yield shard, ids, metadata
 
 
-def _read_json(place: Folder) -> dict[str, Any] | None:
+def _read_json(place: Folder, way_out: str) -> dict[str, Any] | None:
     try:
         return json.loads(place.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
-        raise RunError(
-            f"{place.address!r} is not JSON: {error}; it was damaged: delete it, and start the same command again"
-        ) from error
+        raise RunError(f"{place.address!r} is not JSON: {error}; it was damaged: {way_out}") from error
     except Exception as error:  # each filesystem raises its own kinds
         raise StorageError(
             f"{place.address!r} cannot be read: {explain(error)}; check the address and the access to it"

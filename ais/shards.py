@@ -107,7 +107,10 @@ def read_ids(shard: Folder, name: str = "image_id") -> tuple[np.ndarray, dict[st
     try:
         table = tried(lambda: _columns(shard, [name]))
     except (pa.ArrowInvalid, KeyError) as error:
-        raise RunError(f"{shard.address!r} cannot be read: {error}; start the same command with repair=true") from error
+        raise RunError(
+            f"{shard.address!r} cannot be read: {error}; it was damaged: delete it, and start the same command again "
+            "(repair=true of jobs/heatmaps.py does that with all that is damaged)"
+        ) from error
     metadata = table.schema.metadata or {}
     return table[name].to_numpy(), {key.decode(): value.decode() for key, value in metadata.items()}
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from ais.errors import DamagedError, RunError
-from ais.runs import Accounting, Run, Tally
+from ais.runs import SELECTED_PICTURES, Accounting, Run, Tally
 from ais.shards import PNG_BYTES_KEY, PNG_KEY, PNG_SHA256_KEY, PictureTar, read_sealed
 from ais.storage import Folder, tried
 
@@ -64,11 +64,12 @@ class Verification:
 
 
 def verify(run: Run, watch: Callable[[int], None] = lambda _: None) -> Verification:
-    """Read a run back: every byte, one shard a thread in memory, a byte for each listed image, and nothing is changed.
+    """Read a run back, every byte of it; nothing is changed. Memory holds a shard a thread, and ten bytes an image.
 
-    Checked are the seals of manifest, results and errors; the digests of the pictures that the results name, and the
-    checksums inside all of them; that each image with a picture is a member of the tar that its row names, and no other
-    is; that every listed image is in results or errors exactly once; and that the summary says the same.
+    Checked are the seals of manifest, results and errors; the digests of the pictures that the results or the summary
+    name, and the checksums inside all of them; that each image with a picture is a member of the tar that its row
+    names, and no other is; that every listed image is in results or errors exactly once, under the address that it was
+    listed with; and that the summary says the same.
 
     Args:
         run: may be unfinished, but nobody should be writing it.
@@ -97,6 +98,7 @@ class _Reading:
         self._watch = watch
         self._tally = Tally(listed)
         self._scored = np.zeros(listed, bool)
+        self._addresses = np.zeros(listed, np.int64)  # their hashes
         self._named: dict[str, Folder] = {}  # pictures, and the shard of results that names them
         self._damages: list[Damage] = []
         self._orphans: list[Folder] = []
@@ -116,6 +118,7 @@ class _Reading:
                     f"{part.address!r} does not go on at image {rows:,}: a part of the manifest is missing; "
                     "bring it back, or start another run_id"
                 )
+            self._addresses[rows : rows + len(read.ids)] = read.addresses[: max(0, self._listed - rows)]
             rows += len(read.ids)
         if rows != self._listed:
             raise RunError(f"{run.manifest.address!r} has {rows:,} images, run.json says {self._listed:,}")
@@ -126,8 +129,8 @@ class _Reading:
             if isinstance(read, DamagedError):
                 self._damages.append(Damage((shard,), str(read)))
                 continue
-            if read.damage:
-                self._damages.append(Damage((shard, *read.pictures), read.damage))
+            if damage := read.damage or self._mistaken(read.ids, read.addresses):
+                self._damages.append(Damage((shard, *read.pictures), damage))
             for pictures in read.pictures:
                 other = self._named.setdefault(_name(pictures), shard)
                 if other is not shard:
@@ -141,16 +144,29 @@ class _Reading:
             if isinstance(read, DamagedError):
                 self._damages.append(Damage((shard,), str(read)))
             else:
+                if damage := self._mistaken(read.rows["image_id"].to_numpy(), read.addresses):
+                    self._damages.append(Damage((shard,), damage))
                 self._tally.add_failed(read.rows)
+
+    def _mistaken(self, ids: np.ndarray, addresses: np.ndarray) -> str:
+        """Say which row is of another address than the manifest's; nothing if none is."""
+        known = (ids >= 0) & (ids < self._listed)
+        others = ids[known][self._addresses[ids[known]] != addresses[known]]
+        return f"its image {others[0]} has another uri than the manifest's" if len(others) else ""
 
     def pictures(self) -> None:
         """Check those that stand for themselves, and find what belongs to nothing."""
-        run = self._run
+        run, written = self._run, (self._run.summary() or {}).get(SELECTED_PICTURES)
+        missing = set(written or ())
         for shard, read in self._each([*run.png.files("top-*.tar"), *run.png.files("bottom-*.tar")], _read_pictures):
+            missing.discard(_name(shard))
             if isinstance(read, DamagedError):
                 self._damages.append(Damage((shard,), str(read)))
+            elif written is not None and written.get(_name(shard)) != [read.size, read.sha256]:
+                self._damages.append(Damage((shard,), "it is not what was written: size or SHA-256 is another"))
             elif strangers := [name for name in read.names if not self._is_scored(name)]:
                 self._damages.append(Damage((shard,), f"its member {strangers[0]} is of no image in results"))
+        self._damages += [Damage((run.png / name,), "it is missing") for name in sorted(missing)]
         self._orphans += [tar for tar in run.png.files("part-*.tar") if _name(tar) not in self._named]
         for place in (run.folder, run.manifest, run.results, run.errors, run.png):
             self._orphans += place.files(".*.partial")
@@ -192,13 +208,9 @@ def repair(run: Run, found: Verification) -> int:
     Raises:
         LeaseLostError: the run is no longer ours to write.
     """
-    run.check_lock()
     if found.whole:
         return 0
-    # First: whatever happens from here on, the run is no longer complete.
-    summary = run.folder / "summary.json"
-    if summary.exists():
-        summary.remove()
+    run.reopen()  # first: whatever happens from here on, the run is no longer complete
     damaged = {file.path: file for damage in found.damages for file in damage.files if file.exists()}
     for file in damaged.values():
         file.remove()
@@ -209,12 +221,14 @@ def repair(run: Run, found: Verification) -> int:
 class _Manifest:
     size: int
     ids: np.ndarray
+    addresses: np.ndarray
 
 
 @dataclass(frozen=True)
 class _Results:
     size: int
     ids: np.ndarray
+    addresses: np.ndarray
     pictures: tuple[Folder, ...]
     damage: str
 
@@ -223,33 +237,40 @@ class _Results:
 class _Errors:
     size: int
     rows: pa.Table
+    addresses: np.ndarray
+
+
+def _hashes(addresses: pa.ChunkedArray) -> np.ndarray:
+    """64 bits for each address, the same within this process."""
+    return np.fromiter(map(hash, addresses.to_pylist()), np.int64, len(addresses))
 
 
 def _read_manifest(part: Folder) -> _Manifest:
     file, size = read_sealed(part)
-    return _Manifest(size, file.read(columns=["image_id"])["image_id"].to_numpy())
+    rows = file.read(columns=["image_id", "uri"])
+    return _Manifest(size, rows["image_id"].to_numpy(), _hashes(rows["uri"]))
 
 
 def _read_results(run: Run, shard: Folder) -> _Results:
     """Read a shard of results and the pictures that it names."""
     file, size = read_sealed(shard)
     metadata = {key.decode(): value.decode() for key, value in (file.schema_arrow.metadata or {}).items()}
-    columns = [name for name in ("image_id", "png") if name in file.schema_arrow.names]
+    columns = [name for name in ("image_id", "uri", "png") if name in file.schema_arrow.names]
     rows = file.read(columns=columns)
-    ids = rows["image_id"].to_numpy()
+    ids, addresses = rows["image_id"].to_numpy(), _hashes(rows["uri"])
     if metadata.get("ais.run_id", run.run_id) != run.run_id:
-        return _Results(size, ids, (), f"it is of the run {metadata['ais.run_id']!r}")
+        return _Results(size, ids, addresses, (), f"it is of the run {metadata['ais.run_id']!r}")
     wanted = [] if "png" not in columns else [name is not None for name in rows["png"].to_pylist()]
     name = metadata.get(PNG_KEY)
     if name is None:
-        return _Results(size, ids, (), "its rows name pictures that it does not" if any(wanted) else "")
+        return _Results(size, ids, addresses, (), "its rows name pictures that it does not" if any(wanted) else "")
     pictures = run.png / posixpath.basename(name)
     try:
         tar = _read_pictures(pictures)
     except FileNotFoundError:
-        return _Results(size, ids, (pictures,), f"its pictures, png/{name}, are missing")
+        return _Results(size, ids, addresses, (pictures,), f"its pictures, png/{name}, are missing")
     except DamagedError as error:
-        return _Results(size, ids, (pictures,), f"its pictures, png/{name}, are damaged: {error}")
+        return _Results(size, ids, addresses, (pictures,), f"its pictures, png/{name}, are damaged: {error}")
     size += tar.size
     if str(tar.size) != metadata.get(PNG_BYTES_KEY) or tar.sha256 != metadata.get(PNG_SHA256_KEY):
         damage = f"its pictures, png/{name}, are not those that were written: size or SHA-256 is another"
@@ -259,12 +280,13 @@ def _read_results(run: Run, shard: Folder) -> _Results:
         damage = f"its pictures, png/{name}, are of other images than its rows"
     else:
         damage = ""
-    return _Results(size, ids, (pictures,), damage)
+    return _Results(size, ids, addresses, (pictures,), damage)
 
 
 def _read_errors(shard: Folder) -> _Errors:
     file, size = read_sealed(shard)
-    return _Errors(size, file.read(columns=["image_id", "stage", "reason"]))
+    rows = file.read(columns=["image_id", "uri", "stage", "reason"])
+    return _Errors(size, rows, _hashes(rows["uri"]))
 
 
 def _read_pictures(shard: Folder) -> PictureTar:

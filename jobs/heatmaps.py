@@ -2,7 +2,8 @@
 
 Reads images from a folder, a glob or a list; writes scores, heatmaps, pictures and errors into one run folder,
 OUTPUT/runs/RUN_ID. A run that was interrupted continues with the same command; a complete one does nothing. One start
-at a time writes a run. With verify=true a run is only read back and checked, with repair=true damage is done again.
+at a time writes a run. With verify=true a run is only read back and checked; with repair=true damage is done again,
+with retry_errors=true images that could not be fetched.
 """
 
 import sys
@@ -39,15 +40,18 @@ def run(config: HeatmapsConfig, *, dry_run: bool = False) -> int:
         return 0
     if config.verify:
         return report_verified(prepared.run)
-    if (summary := prepared.run.complete()) is not None and not config.repair:
+    if (summary := prepared.run.complete()) is not None and not (config.repair or config.retry_errors):
         return report_complete(prepared, summary)
     with hold(prepared.run.folder, wait=True, notice=print) as lease:
         prepared = prepared.under(lease)
         record = set_out(prepared)
         if config.repair:
             repair_run(prepared.run)
+        if config.retry_errors:
+            print(f"again       {prepared.run.retry_errors():,} images that failed may fare better now", flush=True)
         if (summary := prepared.run.complete()) is not None:  # by somebody for whom this start had to wait
             return report_complete(prepared, summary)
+        prepared.run.reopen()
         start_ray()
         work = run_heatmaps(prepared.run, prepared.plan, record["images"])
         return finish(prepared, record, work, time.monotonic() - started)

@@ -113,7 +113,7 @@ DEADLY = {
     "segfault": DecodeReason.CRASHED,
     "abort": DecodeReason.CRASHED,
     "exit": DecodeReason.CRASHED,
-    "killed": DecodeReason.CRASHED,
+    "killed": DecodeReason.OUT_OF_MEMORY,
     "memory": DecodeReason.OUT_OF_MEMORY,
     "spin": DecodeReason.TOO_SLOW,
     "sleep": DecodeReason.TOO_SLOW,

@@ -83,11 +83,11 @@ def _summary(run: Run) -> dict[str, Any]:
         raise ConfigError(
             f"runs: {run.folder.address!r} holds no run; give a folder OUTPUT/runs/RUN_ID that jobs/heatmaps.py wrote"
         )
-    summary = run.summary()
+    summary = run.complete()
     if summary is None:
         raise ConfigError(
-            f"runs: {run.folder.address!r} is not complete, it has no summary.json; the jobs/heatmaps.py command that "
-            "started it continues it"
+            f"runs: {run.folder.address!r} is not complete: it has no summary.json, or has lost shards since; the "
+            "jobs/heatmaps.py command that started it continues it"
         )
     return summary
 

@@ -9,7 +9,7 @@ from ais.errors import RunError
 from ais.pipeline.heatmaps import Work
 from ais.pipeline.prepare import Prepared, print_listed
 from ais.progress import Line
-from ais.runs import Run
+from ais.runs import SELECTED_PICTURES, Run
 from ais.verification import Verification, repair, verify
 
 
@@ -68,7 +68,11 @@ def summarise(prepared: Prepared, record: dict[str, Any], work: Work, wall_s: fl
         "error_rows": run.errors.address,
     }
     if prepared.plan.cells is not None:
-        summary |= {"pictures": run.png.address, "pictures_not_rendered": work.pictures_failed}
+        summary |= {
+            "pictures": run.png.address,
+            "pictures_not_rendered": work.pictures_failed,
+            SELECTED_PICTURES: {shard.name: [shard.size, shard.sha256] for shard in work.selected},
+        }
     return summary
 
 

@@ -24,10 +24,10 @@ from ais.pipeline.cluster import Pools, cluster_pools, set_up_ray_data
 from ais.pipeline.columns import pack, replace
 from ais.pipeline.explain import BackboneSource, Explain, Score
 from ais.pipeline.fetch import FetchDecode, Pictures
-from ais.pipeline.manifest import manifest_rows
+from ais.pipeline.manifest import manifest_rows, versions_of
 from ais.pipeline.progress import Pace, Progress, TaskProgress
 from ais.pipeline.render import Render
-from ais.pipeline.sink import PngSink, RunSink
+from ais.pipeline.sink import PngShard, PngSink, RunSink
 from ais.runs import Run
 from ais.storage import Storage
 
@@ -78,13 +78,15 @@ class Work:
         images: worked on, errors included.
         pipeline_s: seconds from the first stage's start to the last shard.
         stage_s: seconds spent in each stage, summed over images and workers.
-        pictures_failed: images chosen for a picture that could not be read again.
+        selected: pictures of ``top:N`` or ``bottom:N``.
+        pictures_failed: images chosen for one of them that could not be read again.
         pace: start-up and steady state of the scoring; ``None`` where there was nothing to do.
     """
 
     images: int
     pipeline_s: float
     stage_s: dict[str, float]
+    selected: tuple[PngShard, ...] = ()
     pictures_failed: int = 0
     pace: Pace | None = None
 
@@ -112,8 +114,8 @@ def run_heatmaps(run: Run, plan: HeatmapPlan, listed: int) -> Work:
         pace = pace or paced  # of the first round; a further one is for what stragglers left
         done = run.recover(listed)  # what a straggler of a killed start wrote beside this one is cleared away
     late = plan.cells is not None and plan.png.selection.kind in ("top", "bottom")
-    pictures_failed = render_selected(run, plan) if late else 0
-    return Work(images, time.monotonic() - started, dict(seconds), pictures_failed, pace)
+    selected, failed = render_selected(run, plan) if late else ((), 0)
+    return Work(images, time.monotonic() - started, dict(seconds), selected, failed, pace)
 
 
 def _score_and_explain(run: Run, plan: HeatmapPlan, done: np.ndarray) -> tuple[dict[str, float], Pace | None]:
@@ -181,13 +183,13 @@ def worker_failure(error: ray.exceptions.RayError) -> str:
     return (named or lines or [type(error).__name__])[-1]
 
 
-def render_selected(run: Run, plan: HeatmapPlan) -> int:
+def render_selected(run: Run, plan: HeatmapPlan) -> tuple[tuple[PngShard, ...], int]:
     """Render the pictures of ``png.select=top:N`` or ``bottom:N``, which are known only when all scores are.
 
     Their shards are ``png/top-*.tar`` or ``png/bottom-*.tar``; those of an interrupted attempt are replaced.
 
     Returns:
-        how many of them could not be read again.
+        their shards, and how many of the images could not be read again, or changed since they were listed.
     """
     kind, count = plan.png.selection.kind, plan.png.selection.count
     assert count is not None
@@ -195,10 +197,11 @@ def render_selected(run: Run, plan: HeatmapPlan) -> int:
         leftover.remove()
     chosen = _extreme(run, count, largest=kind == "top")
     if chosen is None:
-        return 0
+        return (), 0
     heatmaps = np.concatenate([chunk.to_numpy_ndarray() for chunk in chosen["heatmap"].chunks])
-    table = replace(chosen.select(["image_id", "uri", "etag", "score"]), [], heatmap=pack(heatmaps))
-    table = replace(table, [], size=pa.nulls(table.num_rows, pa.int64()))
+    table = replace(chosen.select(["image_id", "uri", "score"]), [], heatmap=pack(heatmaps))
+    versions = versions_of(run.manifest, table["image_id"].to_numpy())
+    table = replace(table, [], **{name: versions[name] for name in versions.column_names})
     set_up_ray_data()
     pools = cluster_pools(plan.compute, chosen.num_rows)
     pictures = Pictures(PngSelection("all"), plan.png.max_side)
@@ -212,7 +215,7 @@ def render_selected(run: Run, plan: HeatmapPlan) -> int:
             rows.write_datasink(sink, ray_remote_args={"num_cpus": pools.writing_cpus})
     except ray.exceptions.RayError as error:
         raise _stopped(run, error) from error
-    return sink.failed
+    return tuple(sink.shards), sink.failed
 
 
 def _extreme(run: Run, count: int, *, largest: bool) -> pa.Table | None:
@@ -223,9 +226,7 @@ def _extreme(run: Run, count: int, *, largest: bool) -> pa.Table | None:
     ]
     best: pa.Table | None = None
     for shard in run.results.files("*.parquet"):
-        table = pq.read_table(
-            pa.BufferReader(shard.read_bytes()), columns=["image_id", "uri", "etag", "score", "heatmap"]
-        )
+        table = pq.read_table(pa.BufferReader(shard.read_bytes()), columns=["image_id", "uri", "score", "heatmap"])
         table = table if best is None else pa.concat_tables([best, table])
         # Arrow cannot take rows of tensor columns everywhere; indices and slices of the sorted order work.
         best = table.take(pc.sort_indices(table.drop_columns("heatmap"), sort_keys=order)[:count])

@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray.data
 from ray.data import Dataset, Datasource, ReadTask
@@ -77,6 +78,22 @@ def manifest_rows(manifest: Folder, done: np.ndarray, batch: int, task_cpus: flo
     source = ManifestSource(manifest, done, batch)
     units = max(1, len(source.get_read_tasks(-1)))
     return ray.data.read_datasource(source, override_num_blocks=units, num_cpus=task_cpus)
+
+
+def versions_of(manifest: Folder, ids: np.ndarray) -> pa.Table:
+    """Return the versions that some images were listed with: ``size, etag, mtime``, a row for each id, in their order.
+
+    Args:
+        manifest: folder of the parts.
+        ids: ``(N,)``, no two the same.
+    """
+    found = []
+    for part in manifest.files("*.parquet"):
+        with part.filesystem.open(part.path, "rb") as file:
+            table = pq.read_table(file, columns=["image_id", "size", "etag", "mtime"])
+        found.append(table.filter(pc.is_in(table["image_id"], pa.array(ids))))
+    ascending = pa.concat_tables(found).drop_columns("image_id")
+    return ascending.take(np.argsort(np.argsort(ids)))
 
 
 def _rows(part: Folder) -> int:

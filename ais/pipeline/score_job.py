@@ -17,16 +17,17 @@ import pyarrow.compute as pc
 from ais.backbones import BackboneSpec
 from ais.config import ScoreConfig, config_fingerprint, to_yaml
 from ais.errors import RunError
+from ais.images import Limits
 from ais.lease import Lease
 from ais.listing import list_images
 from ais.pipeline.cluster import start_ray
 from ais.pipeline.finish import print_summary, summarise
 from ais.pipeline.heatmaps import Work, run_heatmaps
 from ais.pipeline.prepare import Prepared, prepare_heatmaps
+from ais.runs import FLEETING
 from ais.scoring.collection import (
     ANY_REASON,
     DRAFT_SCHEMA,
-    FLEETING,
     PRESENT,
     SNAPSHOT_SCHEMA,
     Census,
@@ -91,8 +92,9 @@ def prepare_scoring(config: ScoreConfig, spec: BackboneSpec | None = None) -> Sc
         key: getattr(model.config, key) for key in ("images", "head", "importance", "backbone", "preprocessing")
     }
     config = config.model_copy(update={**resolved, "output": absolute(config.output)})
-    # Other limits are no reason to score everything again, only what failed.
+    # Other bounds are no reason to score everything again, only what failed; other pixels are.
     identity = {key: value for key, value in model.identity.items() if key != "limits"}
+    identity["scaled_jpeg"] = config.limits.scaled_jpeg
     name = f"{model.plan.source.spec.name}-{config_fingerprint(identity)[:12]}"
     return Scoring(config, model, Series(model.plan.storage.open(config.output), name))
 
@@ -144,12 +146,21 @@ class Tick:
             return self._report_complete(summary)
         record = self._run.record()
         if record is not None:
+            self._go_on_under(record["identity"]["limits"])
             print(f"continues   {_said(record['listing'], record['changes'])}", flush=True)
         else:
             record = self._set_out()
         if record is None:
             return self._finish_unchanged()
         return self._finish(record, self._score(record["images"]), started)
+
+    def _go_on_under(self, limits: dict[str, Any]) -> None:
+        """Finish a run under the limits that its first errors were found under: others are for the next night."""
+        plan, identity = self._prepared.plan, self._prepared.identity
+        self._limits = limits
+        self._prepared = replace(
+            self._prepared, plan=replace(plan, limits=Limits(**limits)), identity={**identity, "limits": limits}
+        )
 
     def _set_out(self) -> dict[str, Any] | None:
         """List the collection and write down what has to be done; ``None`` if nothing has."""

@@ -148,8 +148,8 @@ class CacheSink(Datasink[list[Unreadable]]):
             self.unreadable += rows
 
 
-class PngSink(Datasink[tuple[int, int]]):
-    """Writes only pictures: ``png/<prefix>-<task>.tar``.
+class PngSink(Datasink["tuple[int, PngShard | None]"]):
+    """Writes only pictures: ``png/<prefix>-<task>.tar``; ``shards`` and how many ``failed`` are known at the end.
 
     Args:
         run: where to.
@@ -162,23 +162,30 @@ class PngSink(Datasink[tuple[int, int]]):
         self._prefix = prefix
         self._shard_rows = shard_rows
         self.failed = 0
+        self.shards: list[PngShard] = []
 
     @property
     def min_rows_per_write(self) -> int:
         """Ray Data gathers this many rows for one task."""
         return self._shard_rows
 
-    def write(self, blocks: Iterable[Block], ctx: Any) -> tuple[int, int]:
+    def write(self, blocks: Iterable[Block], ctx: Any) -> tuple[int, PngShard | None]:
         """Write the shard of one task; runs on a worker."""
         tables = [BlockAccessor.for_block(block).to_arrow() for block in blocks]
-        table = pa.concat_tables([table for table in tables if table.num_rows])
+        tables = [table for table in tables if table.num_rows]
+        if not tables:
+            return 0, None
+        table = pa.concat_tables(tables)
         self._run.check_lock()
-        write_pngs(self._run, f"{self._prefix}-{ctx.task_idx:06d}", table)
-        return table.num_rows, table["png"].null_count
+        shard = write_pngs(self._run, f"{self._prefix}-{ctx.task_idx:06d}", table)
+        return table["png"].null_count, shard
 
-    def on_write_complete(self, write_result: WriteResult[tuple[int, int]]) -> None:
-        """Count what could not be rendered; runs on the driver."""
-        self.failed = sum(failed for _, failed in write_result.write_returns)
+    def on_write_complete(self, write_result: WriteResult[tuple[int, PngShard | None]]) -> None:
+        """Put the tasks together; runs on the driver."""
+        for failed, shard in write_result.write_returns:
+            self.failed += failed
+            if shard is not None:
+                self.shards.append(shard)
 
 
 @dataclass(frozen=True)

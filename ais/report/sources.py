@@ -195,7 +195,7 @@ def open_sources(config: ReportConfig) -> Sources:
         storage,
         run,
         record,
-        run.summary(),
+        run.complete(),
         run_config,
         head,
         importance,

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ais.listing import ListedImage
-from ais.runs import Run
+from ais.runs import FLEETING, Run
 from ais.scoring.sorting import side_by_side
 from ais.shards import read_column
 
@@ -46,9 +46,6 @@ DRAFT_SCHEMA = SNAPSHOT_SCHEMA.append(pa.field("image_id", pa.int64())).append(
 LISTING_SCHEMA = pa.schema([SNAPSHOT_SCHEMA.field(name) for name in ("uri", "size", "etag", "mtime")])
 
 _LISTING_ROWS = 10_000
-# Reasons for which the same bytes may fare better another night. Decoding and scoring depend on nothing but the bytes
-# and the model, up to the memory that there is.
-FLEETING = r"^fetch: |: out of memory$"
 ANY_REASON = ""
 
 
@@ -317,12 +314,6 @@ class Census:
         self.runs.update(pc.unique(table["run_id"].drop_null()).to_pylist())
         self.scores.append(score[present])
         self.new_scores.append(score[present & fresh])
-
-    @property
-    def error_share(self) -> float:
-        """Share of the listed images that could not be used."""
-        listed = self.present + self.failed
-        return self.failed / listed if listed else 0.0
 
 
 def completed(

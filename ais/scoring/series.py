@@ -185,11 +185,12 @@ class Series:
         document["checked_at"] = checked_at.isoformat(timespec="seconds")
         pointer.write_text(json.dumps(document, indent=2) + "\n")
 
-    def prune(self, before: datetime) -> list[str]:
+    def prune(self, before: datetime, built_on: set[str]) -> list[str]:
         """Delete what is older than ``before`` and not needed; return the ticks that lost something.
 
         Of a run that finished before then its snapshot goes, and the whole run if no row of the newest snapshot comes
-        from it. Never touched: the newest snapshot, the newest complete run, and a run that is not finished.
+        from it. Never touched: the newest snapshot, the newest complete run, a run that is not finished, and runs whose
+        snapshots, paths relative to OUTPUT, are ``built_on``.
 
         Only under the lock. A run's summary goes last, so that an interrupted deletion is found again.
         """
@@ -198,9 +199,9 @@ class Series:
         kept = {state.open, state.newest, state.snapshot.run_id if state.snapshot else None}
         pruned = []
         for tick in _folders(self.folder / "runs"):
-            if tick in kept:
-                continue
             run = self.run(tick)
+            if tick in kept or self.relative(run.folder / "snapshot.parquet") in built_on:
+                continue
             summary = run.summary()
             if summary is None or datetime.fromisoformat(summary["finished_at"]) >= before:
                 continue
@@ -215,9 +216,19 @@ class Series:
 
 
 def prune_all(output: Folder, before: datetime) -> list[str]:
-    """`Series.prune` every series below OUTPUT; return ``series/tick`` of what lost something."""
-    names = _folders(output / "series")
-    return [f"{name}/{tick}" for name in names for tick in Series(output, name).prune(before)]
+    """`Series.prune` every series below OUTPUT; return ``series/tick`` of what lost something.
+
+    Snapshots that ``latest.json`` names, or that a run which is not finished compares with, stay in every series.
+    """
+    every = [Series(output, name) for name in _folders(output / "series")]
+    latest = read_json(output / "latest.json")
+    built_on = {latest["snapshot"]} if latest else set()
+    for series in every:
+        tick = series.state().open
+        record = series.run(tick).record() if tick else None
+        if record is not None and record["before"]:
+            built_on.add(record["before"]["snapshot"])
+    return [f"{series.name}/{tick}" for series in every for tick in series.prune(before, built_on)]
 
 
 def _folders(place: Folder) -> list[str]:

@@ -4,6 +4,7 @@ Nothing is faked. The backbone is a tiny one with random weights, registered und
 """
 
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -12,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,14 +30,16 @@ from ray.data.block import Block
 
 from ais import Explainer, Explanation, load_backbone, load_head
 from ais.config import HeatmapsConfig, PngSelection, load_config, parse_config, run_job
+from ais.errors import RunError
 from ais.heads import HeadEnsemble, save_head
 from ais.images import decode_image
 from ais.importance import ImportanceRecord, save_importance
 from ais.pipeline.fetch import Pictures
 from ais.pipeline.heatmaps import _extreme, render_selected
 from ais.pipeline.prepare import Prepared, prepare_heatmaps, set_out
+from ais.pipeline.progress import Progress
 from ais.pipeline.render import Render
-from ais.pipeline.sink import PngSink
+from ais.pipeline.sink import PngShard, PngSink
 from ais.render import fit_within
 from ais.runs import ERRORS_SCHEMA, MANIFEST_SCHEMA, Run, results_schema
 from ais.storage import Storage
@@ -486,8 +490,28 @@ class TestExtremes:
         folder = Path(top.run.folder.path)
         for count in (7, 5):  # those of an interrupted attempt are replaced
             png = top.plan.png.model_copy(update={"select": f"bottom:{count}"})
-            assert render_selected(top.run, dataclasses.replace(top.plan, png=png)) == 0
+            assert render_selected(top.run, dataclasses.replace(top.plan, png=png))[1] == 0
         assert set(pngs(folder / "png", "bottom-*.tar")) == set(self.by_score(folder, 1)[:5])
+        assert len(pngs(folder / "png", "top-*.tar")) == 3
+
+    def test_of_an_image_that_changed_since_it_was_listed_there_is_no_picture(self, top: Prepared) -> None:
+        """Its heatmap is not of what it shows by now."""
+        folder = Path(top.run.folder.path)
+        best = self.by_score(folder, -1)[0]
+        image = Path(rows(folder / "results")[best]["uri"])
+        whole, times = image.read_bytes(), image.stat()
+        write_picture(image, 33, 44, seed=99)
+        png = top.plan.png.model_copy(update={"select": "top:2"})
+        try:
+            [shard], failed = render_selected(top.run, dataclasses.replace(top.plan, png=png))
+        finally:
+            image.write_bytes(whole)
+            os.utime(image, ns=(times.st_atime_ns, times.st_mtime_ns))
+        assert failed == 1
+        data = (folder / "png" / shard.name).read_bytes()
+        assert (shard.size, shard.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+        assert set(pngs(folder / "png", "top-*.tar")) == {self.by_score(folder, -1)[1]}
+        assert render_selected(top.run, top.plan)[1] == 0
         assert len(pngs(folder / "png", "top-*.tar")) == 3
 
     def test_ties_go_to_the_lower_id(self, top: Prepared) -> None:
@@ -516,21 +540,21 @@ class TestExtremes:
                 return super().__call__(batch)
 
         class NotedSink(PngSink):
-            def write(self, blocks: Iterable[Block], ctx: Any) -> tuple[int, int]:
+            def write(self, blocks: Iterable[Block], ctx: Any) -> tuple[int, PngShard | None]:
                 note("write")
                 return super().write(blocks, ctx)
 
         monkeypatch.setattr("ais.pipeline.heatmaps.Render", NotedRender)
         monkeypatch.setattr("ais.pipeline.heatmaps.PngSink", NotedSink)
         png = top.plan.png.model_copy(update={"select": "bottom:12"})
-        assert render_selected(top.run, dataclasses.replace(top.plan, png=png)) == 0
+        assert render_selected(top.run, dataclasses.replace(top.plan, png=png))[1] == 0
         tasks = [path.name.split("-")[0] for path in tmp_path.iterdir()]
         assert sorted(tasks) == ["draw", "draw", "draw", "write"]  # batches of four
         folder = Path(top.run.folder.path)
         assert len(pngs(folder / "png", "bottom-*.tar")) == 12
 
     def test_of_no_results_there_are_none(self, top: Prepared, tmp_path: Path) -> None:
-        assert render_selected(Run.at(str(tmp_path), "empty", STORAGE), top.plan) == 0
+        assert render_selected(Run.at(str(tmp_path), "empty", STORAGE), top.plan) == ((), 0)
 
 
 @pytest.fixture(scope="module")
@@ -656,3 +680,14 @@ class TestRefusedBeforeAnyWork:
         assert "tiny (UNTRAINED, random with seed 3)" in said
         assert "layer: features.6" in said
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_count_that_is_lost_is_no_work_that_stands_still() -> None:
+    with Progress("images", 9, stall_minutes=0.005) as progress:
+        ray.kill(progress.counter)
+        time.sleep(3)
+        assert progress.pace() is None
+    stands_still = pytest.raises(RunError, match=r"nothing was finished for 0\.005 minutes, after 0 of 9 images")
+    with stands_still, Progress("images", 9, stall_minutes=0.005):
+        time.sleep(60)

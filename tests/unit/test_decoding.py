@@ -94,6 +94,8 @@ def test_every_way_to_end_a_decoder_costs_one_image(hostile: None) -> None:  # n
         assert refused == ("decode", DEADLY[way].value), way
         assert isinstance(before, Decoded), way
         assert isinstance(after, Decoded), way
+    with pytest.raises(ImageError, match="out of memory: its decoder died twice, of SIGKILL"):  # as the system does it
+        pool.decode(deadly("killed"))
     with pytest.raises(ImageError, match="crashed: its decoder died twice, of SIGSEGV"):
         pool.decode(deadly("segfault"))
     with pytest.raises(ImageError, match=r"too slow: over 1 s of processor time|too slow: over 10 s by the clock"):

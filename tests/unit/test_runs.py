@@ -253,7 +253,6 @@ class TestRun:
         assert not run.account(6).whole
         write_results(run, "part-b-1", [3, 4])
         assert run.account(6).whole
-        assert run.account(6).error_share == pytest.approx(2 / 6)
 
     def test_an_image_that_is_there_twice_is_found(self, run: Run) -> None:
         write_results(run, "part-a-0", [0, 1])
@@ -285,7 +284,7 @@ class TestRun:
 
     def test_a_damaged_shard_is_named(self, run: Run) -> None:
         (run.results / "part-a-0.parquet").write_bytes(b"PAR1 damaged")
-        with pytest.raises(RunError, match=r"part-a-0\.parquet.*start the same command with repair=true"):
+        with pytest.raises(RunError, match=r"part-a-0\.parquet.*it was damaged: delete it, and start the same command"):
             run.recover(1)
 
     @pytest.mark.parametrize("ids", [[0, 6], [-1], []])
@@ -311,10 +310,53 @@ class TestRun:
         (run.errors / "part-b-0.parquet").remove()
         assert run.complete() is None
 
+    def test_a_run_that_lost_shards_is_complete_only_when_it_says_so_again(self, run: Run) -> None:
+        """More shards than before, of fewer images, are no complete run."""
+        set_out(run, 3)
+        write_results(run, "part-a-0", [0, 1, 2])
+        run.finish({"images": 3})
+        (run.results / "part-a-0.parquet").remove()
+        run.reopen()
+        write_results(run, "part-b-0", [0])
+        assert run.complete() is None
+        run.reopen()  # of a run without a summary there is nothing to take away
+
     def test_a_damaged_record_is_named(self, run: Run) -> None:
         (run.folder / "run.json").write_bytes(b'{"images": 3')
-        with pytest.raises(RunError, match=r"run\.json' is not JSON"):
+        with pytest.raises(RunError, match=r"run\.json' is not JSON.*bring it back, or give another run_id"):
             run.record()
+        (run.folder / "summary.json").write_bytes(b"")
+        with pytest.raises(RunError, match=r"summary\.json' is not JSON.*delete it, and start the same command again"):
+            run.summary()
+
+    def test_what_may_fare_better_is_tried_again(self, run: Run) -> None:
+        set_out(run, 6)
+        write_results(run, "part-a-0", [0])
+        write_errors(run, "part-a-0", [1, 2], "corrupt")
+        run.finish({"images": 6})
+        assert run.retry_errors() == 0
+        assert run.complete() is not None
+        for name, image, stage, reason in (("a-1", 3, "fetch", "not found"), ("a-2", 5, "decode", "out of memory")):
+            rows = [
+                {"image_id": number, "uri": "", "etag": None, "stage": stage, "reason": reason, "error": ""}
+                for number in (image, image + 1)
+                if number < 6
+            ]
+            rows[-1] |= {"stage": "decode", "reason": "corrupt"} if image == 3 else {}
+            write_table(run.errors / f"part-{name}.parquet", pa.Table.from_pylist(rows, ERRORS_SCHEMA))
+        run.finish({"images": 6})
+        assert run.retry_errors() == 2
+        assert run.complete() is None
+        assert run.recover(6).tolist() == [True, True, True, False, True, False]
+        assert run.account(6).reasons == {"decode: corrupt": 3}
+
+    def test_results_without_a_record_are_given_to_no_other_images(self, run: Run) -> None:
+        set_out(run, 3)
+        write_results(run, "part-a-0", [0, 1])
+        (run.folder / "run.json").remove()
+        with pytest.raises(RunError, match=r"has results but no run\.json.*give another run_id"):
+            set_out(run, 4)
+        assert run.account(3).scored == 2
 
 
 class TestWriting:

@@ -250,3 +250,38 @@ def test_failed_images_are_tried_again_where_that_may_help(
     limits = scoring.config.limits.model_copy(update={"max_bytes": 10})
     assert "3 images: 1 to try again" in night("n6", limits=limits)
     assert "unchanged" in night("n7", limits=limits)
+
+
+def test_other_limits_take_effect_the_night_after_an_interrupted_one(
+    tmp_path: Path, machine: Machine, scoring: job.Scoring, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What failed before the interruption failed under the old limits, and gets its second try under the new."""
+    (tmp_path / "photos").mkdir()
+    for name, content in {"a.png": b"good", "bad.png": b"bad"}.items():
+        (tmp_path / "photos" / name).write_bytes(content)
+    machine.at = 6
+    with pytest.raises(Killed):
+        job.run_ticks(at(scoring, tmp_path, "n1"))
+    machine.at = -1
+    raised = scoring.config.limits.model_copy(update={"max_bytes": 10})
+
+    def night(tick: str) -> job.Scoring:
+        tonight = at(scoring, tmp_path, tick)
+        return replace(tonight, config=tonight.config.model_copy(update={"limits": raised, "max_error_share": 0.9}))
+
+    assert job.run_ticks(night("n1")) == 0
+    assert "continues   2 images: 2 new" in capsys.readouterr().out
+    state = at(scoring, tmp_path, None).series.state()
+    assert state.snapshot is not None
+    assert state.snapshot.limits == scoring.config.limits.model_dump()
+    assert job.run_ticks(night("n2")) == 0
+    assert "2 images: 1 to try again" in capsys.readouterr().out
+
+
+def test_other_pixels_are_another_series(scoring: job.Scoring) -> None:
+    def name(**limits: Any) -> str:
+        config = scoring.config.model_copy(update={"limits": scoring.config.limits.model_copy(update=limits)})
+        return job.prepare_scoring(config).series.name
+
+    assert name(max_bytes=10) == scoring.series.name
+    assert name(scaled_jpeg=True) != scoring.series.name

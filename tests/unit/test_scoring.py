@@ -19,10 +19,9 @@ from scipy import stats
 
 from ais.errors import RunError
 from ais.listing import ListedImage
-from ais.runs import Run
+from ais.runs import FLEETING, Run
 from ais.scoring.collection import (
     DRAFT_SCHEMA,
-    FLEETING,
     LISTING_SCHEMA,
     SNAPSHOT_SCHEMA,
     Census,
@@ -304,7 +303,7 @@ class TestSnapshots:
             assert changes.retried == len(expected)
         census = Census()
         census.add(before, np.full(5, "kept"))
-        assert (census.retryable, census.failed, census.error_share) == (3, 5, 1.0)
+        assert (census.retryable, census.failed) == (3, 5)
 
     def test_digests_of_listings(self) -> None:
         images = [ListedImage(uri, size=1, mtime=2.0) for uri in NAMES]
@@ -517,6 +516,21 @@ class TestSeries:
         assert prune_all(series.output, START) == []
         assert prune_all(Storage().open(series.output.path + "/nowhere"), START) == []
 
+    def test_pruning_leaves_what_readers_see_and_what_a_run_compares_with(self, series: Series) -> None:
+        """After a night that was not published ``latest.json`` names an older snapshot than the series."""
+        for tick, days in (("t1", 50), ("t2", 40), ("t3", 35), ("t4", 1)):
+            finished_run(series, tick, timedelta(days=days))
+        series.publish(snapshot_of(series, "t1", "t1"), START)
+        series.write_state(State(snapshot_of(series, "t4", "t4"), None, "t4"))
+        other = Series(series.output, "model-2")
+        (other.run("u1").folder / "run.json").write_text(
+            json.dumps({"before": {"snapshot": series.relative(series.run("t2").folder / "snapshot.parquet")}})
+        )
+        other.write_state(State(None, "u1", None))
+        assert prune_all(series.output, START - timedelta(days=30)) == ["model-1/t3"]
+        pointer = json.loads((series.output / "latest.json").read_bytes())
+        assert (series.output / pointer["snapshot"]).exists()
+
     def test_an_interrupted_deletion_is_found_again(self, series: Series, monkeypatch: pytest.MonkeyPatch) -> None:
         finished_run(series, "t1", timedelta(days=50))
         finished_run(series, "t2", timedelta())
@@ -532,8 +546,8 @@ class TestSeries:
         with monkeypatch.context() as patch:  # the only way to be killed between two files
             patch.setattr(filesystem, "rm_file", killed)
             with pytest.raises(KeyboardInterrupt):
-                series.prune(START - timedelta(days=30))
-        assert series.prune(START - timedelta(days=30)) == ["t1"]
+                series.prune(START - timedelta(days=30), set())
+        assert series.prune(START - timedelta(days=30), set()) == ["t1"]
         assert not Path(series.run("t1").folder.path).exists()
 
     def test_names_and_ages(self) -> None:
