@@ -9,6 +9,10 @@ A holder that was paused (a stopped process, a machine that slept) cannot know i
 whoever writes asks the store first, with `Fence.check`; what was on its way in that moment may still arrive, and must
 be harmless. Ages are differences between two times of the store, so clocks that disagree do not matter.
 
+A renewal that a store is slow to take may arrive even later, when the lock was taken over and given back. In an object
+store, which makes of it a file anew, the file that gave the lock back therefore stays, and says so: whatever is of a
+lower generation is nobody's. On a filesystem a renewal changes a file that is there or fails, and nothing stays.
+
 Stores that ignore conditions are found out when the lock is taken, and then the last writer wins: best effort, with a
 pause before it is read back. fsspec's own fallback for filesystems without exclusive creation is of the same strength.
 """
@@ -36,6 +40,7 @@ from ais.storage import Folder, explain, tried
 
 _FILE = re.compile(r"^([0-9]{6,})\.json$")
 _ATTEMPTS, _PROBES = 100, 20
+_RELEASED = "released"  # in the file of a lock that was given back
 _SLACK_S = 1.0  # S3 tells times in whole seconds
 _UNKNOWN_LEASE_S = 10.0  # of a file that is not understood, which may be just being written
 _SETTLE_S = 2.0  # for writers who came at the same moment, in a store that ignores conditions
@@ -139,7 +144,11 @@ class Lease:
         # What remains in the way of this expires by itself.
         with suppress(Exception):
             self.fence.check()
-            (self.fence.place / _file_name(self.fence.generation)).remove()
+            file = self.fence.place / _file_name(self.fence.generation)
+            if file.local:
+                file.remove()
+            else:
+                tried(lambda: file.filesystem.pipe_file(file.path, _encode({**self.holder, _RELEASED: True})))
             self.fence.place.remove_unfinished()
             for folder in self._made:  # those that nothing was put into
                 folder.rmdir()
@@ -212,7 +221,7 @@ def _await_free(place: Folder, generation: int, wait: bool, notice: Callable[[st
     failures = 0
     while True:
         record = _read(place, generation)
-        if record is None or _is_dead(record):
+        if record is None or _RELEASED in record or _is_dead(record):
             return
         renewed = _modified(place / _file_name(generation))
         if renewed is None:

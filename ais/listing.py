@@ -117,7 +117,7 @@ def _listed_image(place: Folder, info: dict[str, Any]) -> ListedImage:
     return ListedImage(
         uri=_as_text(Folder(place.filesystem, str(info["name"])).address),
         size=info.get("size"),
-        etag=str(etag).strip('"') if etag else None,
+        etag=_unquoted(etag),
         mtime=float(mtime) if isinstance(mtime, int | float) else None,
     )
 
@@ -305,6 +305,11 @@ def _sorted_as(entry: dict[str, Any]) -> str:
     return f"{name}/" if entry["type"] == "directory" else name
 
 
+def _unquoted(etag: Any) -> str | None:
+    """An etag without the quotation marks that S3 and its tools print around it; ``None`` of nothing."""
+    return str(etag).strip('"') if etag else None
+
+
 def _listed(place: Folder) -> Iterator[ListedImage]:
     row = 0
     for batch in _list_batches(place):
@@ -313,6 +318,8 @@ def _listed(place: Folder) -> Iterator[ListedImage]:
             uri = values.pop("uri")
             if not uri:
                 raise StorageError(f"{place.address!r} has a row with an empty 'uri': fill in row {row}, or delete it")
+            if "etag" in values:
+                values["etag"] = _unquoted(values["etag"])
             yield ListedImage(uri=_listed_address(place, uri, row), **values)
 
 

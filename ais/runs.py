@@ -9,7 +9,7 @@ Layout (DESIGN section 4), one folder under ``<output>/runs``::
     png/part-*.tar            <image_id>.png
     errors/part-*.parquet     one row per image that could not be used
     summary.json              written last; its presence means complete
-    lock/                     while somebody writes here (`ais.lease`)
+    lock/                     while somebody writes here; in an object store a small file stays (`ais.lease`)
 
 The results and errors are the record of what is done; there is no second book that could disagree with them. A shard
 appears under its final name only when it is whole, and a results shard is the last file that its task writes: it names

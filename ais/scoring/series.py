@@ -4,7 +4,7 @@ Layout::
 
     OUTPUT/latest.parquet            the collection, one row per image, as of the newest run; replaced atomically
     OUTPUT/latest.json               which run that is, where its snapshot lies, and when it was last checked
-    OUTPUT/lock/                     held while a run is at work
+    OUTPUT/lock/                     held while a run is at work; in an object store a small file stays
     OUTPUT/series/SERIES/
         series.json                  state: the newest snapshot, and a run that is not finished
         runs/TICK/                   a run folder (`ais.runs`) of the images that were to be scored, and

@@ -395,7 +395,9 @@ def test_on_s3(
     assert (second["1.png"]["status"], second["1.png"]["score"]) == ("gone", first["1.png"]["score"])
     document = json.loads(s3.get(f"{bucket}/scores/latest.json"))
     assert s3.get(f"{bucket}/scores/{document['snapshot']}") == s3.get(f"{bucket}/scores/latest.parquet")
-    assert not [key for key in s3.keys(bucket) if "draft" in key or "lock/" in key]
+    assert not [key for key in s3.keys(bucket) if "draft" in key]
+    [lock] = [key for key in s3.keys(bucket) if "lock/" in key]
+    assert json.loads(s3.get(f"{bucket}/{lock}"))["released"]
 
     # An unchanged collection: its listing, and a few small requests for lock and state, however many images there are.
     seen = proxy.requests()

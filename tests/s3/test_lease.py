@@ -62,7 +62,15 @@ def test_a_lease_that_ran_out_is_taken_over_and_its_holder_finds_out(
             with pytest.raises(LeaseLostError):
                 paused.renew()
             lease.check()
-    assert s3.keys(bucket) == []
+        assert s3.keys(bucket) == ["run/lock/000002.json"]  # given back, and it stays to say so
+        # A renewal that the store was slow to take brings the paused holder's file back, and no lock with it.
+        ours = paused.fence.place / "000001.json"
+        ours.filesystem.pipe_file(ours.path, ais.lease._encode(paused.holder))
+        with pytest.raises(LeaseLostError):
+            paused.renew()
+        with hold(folder, lease_s=120) as next_one:  # at once
+            assert next_one.fence.generation == 3
+            assert s3.keys(bucket) == ["run/lock/000003.json"]
 
 
 def test_a_store_that_ignores_conditions_is_found_out(

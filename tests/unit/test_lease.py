@@ -91,7 +91,7 @@ def names(folder: Folder) -> list[str]:
     return [file.path.rpartition("/")[2] for file in (folder / "lock").files()]
 
 
-def test_one_holder_at_a_time_and_nothing_left(folder: Folder) -> None:
+def test_one_holder_at_a_time_and_nothing_of_it_left(folder: Folder) -> None:
     with hold(folder, lease_s=30) as lease:
         lease.check()
         lease.renew()
@@ -106,15 +106,17 @@ def test_one_holder_at_a_time_and_nothing_left(folder: Folder) -> None:
         lease.check()
         with hold(folder, name="another", lease_s=30):
             lease.check()
-    assert not (folder / "lock").exists()
-    with hold(folder):
-        pass
+    if not folder.local:  # the file stays, and says that it is nobody's
+        assert json.loads((folder / "lock" / "000001.json").read_bytes())["released"]
+    with hold(folder, lease_s=30) as lease:
+        assert lease.fence.generation == (1 if folder.local else 2)
+        assert len(names(folder)) == 1
     with pytest.raises(ZeroDivisionError), hold(folder):
         raise ZeroDivisionError
-    assert not folder.exists()  # what was made for the lock alone goes with it
+    assert folder.exists() != folder.local  # what was made for the lock alone goes with it
     with hold(folder / "run"):
         (folder / "run" / "file").write_text("")
-    assert not (folder / "run" / "lock").exists()
+    assert (folder / "run" / "lock").exists() != folder.local
     assert (folder / "run" / "file").exists()
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
@@ -179,6 +180,16 @@ def test_s3_is_asked_page_by_page_as_the_manifest_is_written(tmp_path: Path) -> 
     manifest = pq.read_table(tmp_path / "runs" / "large" / "manifest")
     assert manifest["uri"][1999].as_py() == "s3://bucket/photos/000001999.jpg"
     assert manifest["etag"][3].as_py() == f"{3:032x}"
+
+
+@pytest.mark.parametrize("name", ["list.csv", "list.parquet"])
+def test_etags_of_a_list_may_be_quoted_as_s3_prints_them(tmp_path: Path, name: str) -> None:
+    table = pa.table({"uri": ["a.png", "b.png", "c.png"], "etag": ['"d41d8cd9"', "d41d8cd9-2", ""]})
+    if name.endswith(".csv"):
+        pa.csv.write_csv(table, tmp_path / name)
+    else:
+        pq.write_table(table, tmp_path / name)
+    assert [image.etag for image in list_images(str(tmp_path / name), STORAGE)] == ["d41d8cd9", "d41d8cd9-2", None]
 
 
 class TestLists:
