@@ -21,7 +21,7 @@ from ais.heatmaps import heatmap_boxes
 
 def averaged(network: nn.Module) -> nn.Module:
     """The same network with windows that average and nothing else."""
-    network = copy.deepcopy(network).double()
+    network = copy.deepcopy(network)
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.Conv2d):
@@ -39,13 +39,13 @@ def field_centre(network: nn.Module, layer: str, side: int) -> tuple[tuple[int, 
     """Cell in the middle of a map, centre of mass of its gradient (y, x), and the map's shape."""
     found: list[Tensor] = []
     handle = network.get_submodule(layer).register_forward_hook(lambda _m, _i, output: found.append(output))
-    images = torch.ones(1, 3, side, side, dtype=torch.float64, requires_grad=True)
+    images = torch.ones(1, 3, side, side, requires_grad=True)
     network(images)
     handle.remove()
     shape = found[0].shape[2:]
     cell = (shape[0] // 2, shape[1] // 2)
     (gradient,) = torch.autograd.grad(found[0][0, :, cell[0], cell[1]].sum(), images)
-    weight = gradient[0].sum(0).numpy()
+    weight = gradient[0].double().sum(0).numpy()
     y, x = np.indices(weight.shape)
     return cell, np.array([(weight * y).sum(), (weight * x).sum()]) / weight.sum(), np.array(shape)
 
@@ -62,14 +62,14 @@ def field_centre(network: nn.Module, layer: str, side: int) -> tuple[tuple[int, 
     ],
 )
 def test_arithmetic_equals_gradients(name, layer, side):
-    """Measured worst difference 1e-13 pixels."""
+    """Measured worst difference 7e-6 pixels in float32 (1e-13 in float64, six times slower); offsets are of halves."""
     spec = get_spec(name)
     network = averaged(spec.adapt(spec.build()).eval())
-    cells = follow_cells(network, layer, map_shapes(network, torch.zeros(1, 3, side, side, dtype=torch.float64)))
+    cells = follow_cells(network, layer, map_shapes(network, torch.zeros(1, 3, side, side)))
     assert cells is not None
     cell, centre, _ = field_centre(network, layer, side)
     expected = np.array(cells.first) + np.array(cells.stride) * cell
-    np.testing.assert_allclose(centre, expected, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(centre, expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(
