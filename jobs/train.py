@@ -2,18 +2,25 @@
 
 Reads a table of ratings, computes each image's embedding once (a second training reads them from the cache), fits one
 or more heads, and writes the bundle that the other jobs take as head=. A training that was interrupted continues with
-the same command; a complete one does nothing.
+the same command; a complete one does nothing. One start at a time writes a bundle.
 """
+
+from __future__ import annotations
 
 import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if __name__ == "__main__":  # so that a checkout works without being installed
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from ais.config import TrainConfig, load_config, run_job, to_yaml
+
+if TYPE_CHECKING:
+    from ais.lease import Lease
+    from ais.training.prepare import PreparedTraining
 
 
 def main(argv: list[str]) -> int:
@@ -25,26 +32,42 @@ def main(argv: list[str]) -> int:
 def run(config: TrainConfig, *, dry_run: bool = False) -> int:
     """Check, embed, fit, write the bundle; return the exit code."""
     # After --help and configuration errors, which need not wait for torch and Ray.
-    from ais.images import Limits
+    from ais.lease import hold
     from ais.pipeline.cluster import start_ray
+    from ais.training.prepare import prepare_training
+
+    prepared = prepare_training(config)
+    finished = prepared.finished()
+    print(prepared.describe(), flush=True)
+    if dry_run:
+        print(f"\n{to_yaml(prepared.config)}")
+        return 0
+    if finished:
+        return _report_complete(prepared)
+    with hold(prepared.bundle, wait=True, notice=print) as lease:
+        if prepared.finished():  # by somebody for whom this start had to wait
+            return _report_complete(prepared)
+        start_ray()
+        return _train(prepared, lease)
+
+
+def _report_complete(prepared: PreparedTraining) -> int:
+    from ais.training.bundle import describe_metrics
+
+    print("complete    nothing to do (another output makes a new head)")
+    print(describe_metrics(prepared, json.loads((prepared.bundle / "metrics.json").read_bytes())))
+    return 0
+
+
+def _train(prepared: PreparedTraining, lease: Lease) -> int:
+    from ais.images import Limits
     from ais.pipeline.embed import embed_images
     from ais.pipeline.explain import BackboneSource
     from ais.training.bundle import describe_metrics, write_bundle
     from ais.training.fit import fit_heads
-    from ais.training.prepare import fit_plan, keys_of, list_rated, prepare_training, usable_rows
+    from ais.training.prepare import fit_plan, keys_of, list_rated, usable_rows
 
-    prepared = prepare_training(config)
     config = prepared.config
-    finished = prepared.finished()
-    print(prepared.describe(), flush=True)
-    if dry_run:
-        print(f"\n{to_yaml(config)}")
-        return 0
-    if finished:
-        print("complete    nothing to do (another output makes a new head)")
-        print(describe_metrics(prepared, json.loads((prepared.bundle / "metrics.json").read_bytes())))
-        return 0
-    start_ray()
     source = BackboneSource(
         prepared.spec,
         config.backbone.layer,
@@ -63,6 +86,7 @@ def run(config: TrainConfig, *, dry_run: bool = False) -> int:
     rows = usable_rows(prepared, errors)
     plan = fit_plan(prepared, rows, keys)
     heads = fit_heads(plan, prepared.checkpoints, device=config.compute.device)
+    lease.check()
     metrics = write_bundle(prepared, plan, rows, keys, heads, errors, source.load("cpu"))
     print(describe_metrics(prepared, metrics))
     return 0

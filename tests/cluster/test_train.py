@@ -23,7 +23,8 @@ from PIL import Image
 from ais import Explainer, load_backbone, load_head
 from ais.config import FitConfig, HeadConfig
 from ais.embeddings import EmbeddingCache, Key
-from ais.errors import ConfigError, RunError
+from ais.errors import ConfigError, LockedError, RunError
+from ais.lease import hold
 from ais.storage import Storage
 from ais.training.fit import FitPlan, FittedHead, fit_heads
 from ais.training.splits import Split
@@ -263,6 +264,12 @@ def test_too_many_unreadable_images(photos: Path, tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "head" / "errors.parquet").num_rows == 2
     assert not (tmp_path / "head" / "head.json").exists()
     assert snapshot(photos / "embeddings") == before, "a second training reads the cache"
+
+
+def test_one_start_at_a_time_writes_a_bundle(photos: Path, tmp_path: Path) -> None:
+    with hold(Storage().open(str(tmp_path / "head"))), pytest.raises(LockedError, match="it is writing there"):
+        main(arguments(photos, tmp_path / "head"))
+    assert not list(tmp_path.glob("head/*"))
 
 
 def test_killed_driver(photos: Path, bundle: Path, tmp_path: Path) -> None:
