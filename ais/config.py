@@ -33,7 +33,17 @@ from pydantic import (
     model_validator,
 )
 
-from ais.errors import AisError, ConfigError, LeaseLostError, LockedError, TerminatedInterrupt
+from ais.errors import (
+    AisError,
+    BackboneError,
+    ConfigError,
+    DatasetError,
+    HeadError,
+    LeaseLostError,
+    LockedError,
+    RatingsError,
+    TerminatedInterrupt,
+)
 from ais.secrets import redact, refuse_secrets
 
 # Pillow warns of a decompression bomb above this (PIL.Image.MAX_IMAGE_PIXELS): 256 MiB of 24-bit pixels.
@@ -446,7 +456,8 @@ class FitConfig(_Section):
     weight_decay: Annotated[float, Field(ge=0)] = Field(default=1e-4, description="Of Adam.")
     validation_share: Annotated[float, Field(gt=0, lt=0.9)] = Field(
         default=0.15,
-        description="Share of the images for early stopping, where the table has no split column.",
+        description="Share of the images for early stopping, where the table marks none for it; of those outside the"
+        " test split, where it has one.",
     )
     test_share: Annotated[float, Field(gt=0, lt=0.9)] = Field(
         default=0.2, description="Share of the images that only the final metrics see, where it has none."
@@ -1063,6 +1074,10 @@ def config_fingerprint(config: BaseModel | Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+# Errors that the same command would meet again.
+_IN_VAIN = (ConfigError, BackboneError, HeadError, RatingsError, DatasetError)
+
+
 def run_job(main: Callable[[list[str]], int]) -> NoReturn:
     """Run ``main`` on the command line and exit with its code.
 
@@ -1070,8 +1085,8 @@ def run_job(main: Callable[[list[str]], int]) -> NoReturn:
 
     ===  ====================================================================================================
       0  all is done, or was before
-      1  work was started and did not end well; what is good is kept, and the same command continues
-      2  the configuration is wrong; nothing was started
+      1  work did not end well; what is good is kept, and the same command continues
+      2  the configuration is wrong, or something that it names cannot be used: the same command would fail again
       3  somebody else writes the same output (`LockedError`, `LeaseLostError`); try again when they are done
     130  Ctrl-C, as shells do
     143  told to end (SIGTERM), as shells do
@@ -1079,23 +1094,23 @@ def run_job(main: Callable[[list[str]], int]) -> NoReturn:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a log shows how far a job is, not only that it ended
-    signal.signal(signal.SIGTERM, _terminate)
+    told: list[int] = []
+
+    def terminate(number: int, frame: object) -> NoReturn:  # noqa: ARG001 - the signature of a signal's handler
+        told.append(number)
+        raise TerminatedInterrupt
+
+    signal.signal(signal.SIGTERM, terminate)
     try:
         code = main(sys.argv[1:])
     except AisError as error:
         print(redact(f"error: {error}"), file=sys.stderr)
-        code = 2 if isinstance(error, ConfigError) else 3 if isinstance(error, LockedError | LeaseLostError) else 1
-    except TerminatedInterrupt:
-        print("told to end", file=sys.stderr)
-        code = 128 + signal.SIGTERM
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = 130
+        code = 2 if isinstance(error, _IN_VAIN) else 3 if isinstance(error, LockedError | LeaseLostError) else 1
+    except KeyboardInterrupt as interrupt:
+        told_to = bool(told) or isinstance(interrupt, TerminatedInterrupt)  # of which Ray makes a plain one
+        print("told to end" if told_to else "interrupted", file=sys.stderr)
+        code = 128 + signal.SIGTERM if told_to else 130
     sys.exit(code)
-
-
-def _terminate(number: int, frame: object) -> NoReturn:  # noqa: ARG001 - the signature of a signal's handler
-    raise TerminatedInterrupt
 
 
 class _Arguments(NamedTuple):

@@ -26,11 +26,11 @@ import pyarrow.parquet as pq
 import scipy.io
 
 from ais.config import ConvertConfig
-from ais.errors import DatasetError
+from ais.errors import ConfigError, DatasetError
 from ais.importance.matrix import read_matrix
 from ais.importance.similarity import check_human_matrix
 from ais.listing import list_images
-from ais.storage import Folder, Storage, absolute
+from ais.storage import Folder, Storage, absolute, reading
 
 _MAX_BYTES = 256 * 2**20  # the largest of these files, AVA.txt, has 13 MB
 _MAX_NUMBERS = 16 * 2**20  # of a MATLAB variable: 4096 x 4096
@@ -424,7 +424,8 @@ def _parent(place: Folder) -> Folder:
 
 def _read(place: Folder) -> bytes:
     try:
-        data = place.read_bytes(_MAX_BYTES)
+        with reading(place):
+            data = place.read_bytes(_MAX_BYTES)
     except OSError as error:
         raise DatasetError(
             f"{place.address!r} cannot be read: {type(error).__name__}: {error}; check the address and the access to it"
@@ -501,6 +502,15 @@ def _matlab(place: Folder, wanted: re.Pattern[str]) -> np.ndarray:
 
 
 def write_converted(converted: Rated | Compared, config: ConvertConfig, storage: Storage) -> None:
-    """Write the table or the matrix to ``output``."""
+    """Write the table or the matrix to ``output``, unless it is there already.
+
+    Raises:
+        ConfigError: something else is there.
+    """
     output = absolute(config.output)
-    storage.open(output).write_bytes(converted.encode(output))
+    place, data = storage.open(output), converted.encode(output)
+    if place.exists():
+        if not place.filesystem.isfile(place.path) or place.read_bytes() != data:
+            raise ConfigError(f"output: {config.output!r} exists and holds something else; give another output")
+        return
+    place.write_bytes(data)

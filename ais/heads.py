@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ais.backbones import Backbone, embedding_fingerprint
 from ais.errors import HeadError
-from ais.storage import Storage
+from ais.storage import Storage, reading
 
 _ANEW = "copy the bundle whole, or train it again with jobs/train.py"
 FORMAT = 1
@@ -231,7 +231,8 @@ def load_head(address: str, storage: Storage = Storage()) -> HeadEnsemble:  # no
     record, document = read_record(address, storage)
     folder = storage.open(address)
     try:
-        data = (folder / WEIGHTS_FILE).read_bytes()
+        with reading(folder / WEIGHTS_FILE):
+            data = (folder / WEIGHTS_FILE).read_bytes()
     except FileNotFoundError as error:
         raise HeadError(f"{address!r} has {RECORD_FILE} but no {WEIGHTS_FILE}; {_ANEW}") from error
     digest = hashlib.sha256(data).hexdigest()
@@ -289,7 +290,9 @@ def read_record(address: str, storage: Storage = Storage()) -> tuple[HeadRecord,
     """
     folder = storage.open(address)
     try:
-        document = json.loads((folder / RECORD_FILE).read_bytes())
+        with reading(folder / RECORD_FILE):
+            data = (folder / RECORD_FILE).read_bytes()
+        document = json.loads(data)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise HeadError(f"{address!r} is no head bundle: it has no {RECORD_FILE}; jobs/train.py writes one") from error
     except ValueError as error:

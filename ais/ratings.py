@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ais.config import RatingsConfig
 from ais.errors import RatingsError
-from ais.storage import Storage, is_local, scheme
+from ais.storage import Storage, is_local, reading, scheme
 
 MIN_RATED = 10
 _SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
@@ -118,7 +118,9 @@ def read_ratings(config: RatingsConfig, storage: Storage) -> Ratings:
 def _read_table(config: RatingsConfig, storage: Storage) -> pa.Table:
     used = [config.image_column, config.score_column, config.split_column]
     try:
-        data = pa.BufferReader(storage.open(config.path).read_bytes())
+        place = storage.open(config.path)
+        with reading(place):
+            data = pa.BufferReader(place.read_bytes())
         if config.path.lower().endswith(".parquet"):
             table = pq.read_table(data)
         else:

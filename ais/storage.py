@@ -232,9 +232,14 @@ class Folder:
         return "s3" in self.filesystem.protocol
 
     def exists(self) -> bool:
-        """Whether there is a file or folder, asked anew (no listing cache)."""
+        """Whether there is a file or folder, asked anew (no listing cache).
+
+        Raises:
+            StorageError: the store does not say.
+        """
         self.filesystem.invalidate_cache()
-        return bool(tried(lambda: self.filesystem.exists(self.path)))
+        with reading(self):
+            return bool(tried(lambda: self.filesystem.exists(self.path)))
 
     def read_bytes(self, limit: int | None = None, *, etag: str | None = None) -> bytes:
         """Read a whole file; with ``limit``, at most ``limit + 1`` bytes, so that the caller can tell.
@@ -405,6 +410,23 @@ def explain(error: BaseException) -> str:
     name = type(error).__name__
     said = " ".join(str(error).split())
     return redact(f"{name}: {said}" if said else name)
+
+
+@contextmanager
+def reading(place: Folder) -> Iterator[None]:
+    """Say which address could not be read, and why, whatever kind of error its filesystem raises.
+
+    Raises:
+        StorageError: in place of every other error but that there is nothing.
+    """
+    try:
+        yield
+    except (AisError, FileNotFoundError, NotADirectoryError):
+        raise
+    except Exception as error:
+        raise StorageError(
+            f"{place.address!r} cannot be read: {explain(error)}; check the address and the access to it"
+        ) from error
 
 
 def default_cache() -> Path:

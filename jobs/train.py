@@ -33,7 +33,7 @@ def run(config: TrainConfig, *, dry_run: bool = False) -> int:
     """Check, embed, fit, write the bundle; return the exit code."""
     # After --help and configuration errors, which need not wait for torch and Ray.
     from ais.lease import hold
-    from ais.pipeline.cluster import start_ray
+    from ais.pipeline.cluster import check_workers, start_ray
     from ais.training.prepare import prepare_training
 
     prepared = prepare_training(config)
@@ -48,6 +48,7 @@ def run(config: TrainConfig, *, dry_run: bool = False) -> int:
         if prepared.finished():  # by somebody for whom this start had to wait
             return _report_complete(prepared)
         start_ray()
+        check_workers(prepared.config.fit.workers, prepared.config.compute)
         return _train(prepared, lease)
 
 

@@ -340,6 +340,30 @@ def this_cluster(compute: ComputeConfig) -> Cluster:
     return reachable(compute, Cluster(up), labels)
 
 
+def check_workers(workers: int | None, compute: ComputeConfig) -> None:
+    """Refuse workers that the cluster can never hold, for which Ray Train would wait without a word.
+
+    Args:
+        workers: of Ray Train, each with a GPU or else a CPU of its own; ``None`` for as many as there are GPUs.
+        compute: the configuration.
+
+    Raises:
+        ConfigError: it cannot hold them.
+    """
+    cluster = this_cluster(compute)
+    gpus = int(cluster.gpus)
+    if compute.device == "cuda" and not gpus:
+        raise ConfigError("compute.device: cuda, and the cluster has no GPU; start it with some, or set cpu")
+    use_gpu = compute.device == "cuda" or (compute.device == "auto" and gpus > 0)
+    room = gpus if use_gpu else int(sum(int(nodes.cpus) * nodes.count for nodes in cluster.nodes))
+    if workers is not None and workers > room:
+        kind = "GPU" if use_gpu else "CPU"
+        raise ConfigError(
+            f"fit.workers: {workers} need a {kind} each, and the cluster has, or can grow to, {room}; set at most "
+            "that, or null"
+        )
+
+
 def reachable(compute: ComputeConfig, up: Cluster, labels: dict[str, str]) -> Cluster:
     """Return what a cluster can grow to, where something says so, or what is up.
 

@@ -40,11 +40,11 @@ def variant_splits(pool: NDArray[np.intp], total: int, ratings: Ratings, fit: Fi
     """Divide the images outside the test split into training and validation, once for every head.
 
     Where the table marks validation rows, every head stops by those. Otherwise head k draws ``fit.validation_share``
-    of all images, at least three, by ``fit.seed + k``.
+    of all images (of those outside the test split, where the table has splits), at least three, by ``fit.seed + k``.
 
     Args:
         pool: rows of ``ratings`` that are not test and could be read, ascending.
-        total: rows of ``ratings`` that could be read, of which the share is taken.
+        total: rows of ``ratings`` that could be read, of which the share is taken where the table has no splits.
         ratings: the table.
         fit: seed, share and number of heads.
 
@@ -54,6 +54,8 @@ def variant_splits(pool: NDArray[np.intp], total: int, ratings: Ratings, fit: Fi
     Raises:
         RatingsError: too few images are left, or the training ratings of a head are all the same.
     """
+    if ratings.splits is not None:
+        total = len(pool)  # the table's test split is as large as it is
     marked = ratings.splits[pool] == "validation" if ratings.splits is not None else np.zeros(len(pool), bool)
     splits = []
     for variant in range(fit.variants):
@@ -82,4 +84,9 @@ def _check(split: Split, scores: NDArray[np.float64], variant: int) -> None:
         raise RatingsError(
             f"all {len(split.train)} training images of head {variant + 1} have the score {scores[split.train[0]]:g}; "
             "rate more images, or choose another fit.seed"
+        )
+    if len(split.validation) < _LEAST:
+        raise RatingsError(
+            f"{len(split.validation)} images are marked for validation, too few to stop by; mark at least {_LEAST}, or "
+            "none to have them drawn"
         )

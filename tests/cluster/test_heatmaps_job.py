@@ -684,10 +684,12 @@ class TestRefusedBeforeAnyWork:
 
 @pytest.mark.usefixtures("local_ray")
 def test_a_count_that_is_lost_is_no_work_that_stands_still() -> None:
-    with Progress("images", 9, stall_minutes=0.005) as progress:
-        ray.kill(progress.counter)
+    lost = Progress("images", 9, stall_minutes=0.005)
+    ray.kill(lost.counter)
+    with lost as progress:
         time.sleep(3)
         assert progress.pace() is None
+    # The limit is over before the first look, which comes when the counter has started.
     stands_still = pytest.raises(RunError, match=r"nothing was finished for 0\.005 minutes, after 0 of 9 images")
     with stands_still, Progress("images", 9, stall_minutes=0.005):
         time.sleep(60)

@@ -266,6 +266,20 @@ def test_too_many_unreadable_images(photos: Path, tmp_path: Path) -> None:
     assert snapshot(photos / "embeddings") == before, "a second training reads the cache"
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("fit.workers=3", "fit.workers: 3 need a CPU each, and the cluster has, or can grow to, 2; set at most that"),
+        ("compute.device=cuda", "compute.device: cuda, and the cluster has no GPU"),
+    ],
+)
+def test_what_the_cluster_can_never_hold_is_refused(photos: Path, tmp_path: Path, setting: str, message: str) -> None:
+    """Ray Train would wait for it, and say nothing."""
+    given = [each for each in arguments(photos, tmp_path / "head") if not each.startswith(setting.split("=")[0])]
+    with pytest.raises(ConfigError, match=message):
+        main([*given, setting])
+
+
 def test_one_start_at_a_time_writes_a_bundle(photos: Path, tmp_path: Path) -> None:
     with hold(Storage().open(str(tmp_path / "head"))), pytest.raises(LockedError, match="it is writing there"):
         main(arguments(photos, tmp_path / "head"))

@@ -5,6 +5,7 @@ import importlib
 import inspect
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -27,7 +28,16 @@ from ais.config import (
     run_job,
     to_yaml,
 )
-from ais.errors import ConfigError, LeaseLostError, LockedError, RunError, TerminatedInterrupt
+from ais.errors import (
+    ConfigError,
+    HeadError,
+    LeaseLostError,
+    LockedError,
+    RatingsError,
+    RunError,
+    StorageError,
+    TerminatedInterrupt,
+)
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 HEATMAPS = ["images=photos", "output=out", "head=heads/first"]
@@ -446,6 +456,9 @@ def test_fingerprint():
         (0, 0, ""),
         (3, 3, ""),
         (ConfigError("fit.seed: wrong"), 2, "error: fit.seed: wrong\n"),
+        (HeadError("'nohead' is no head bundle"), 2, "error: 'nohead' is no head bundle\n"),
+        (RatingsError("all ratings are 1"), 2, "error: all ratings are 1\n"),
+        (StorageError("'s3://b' cannot be read"), 1, "error: 's3://b' cannot be read\n"),
         (RunError("an image is missing"), 1, "error: an image is missing\n"),
         (LeaseLostError("taken over"), 3, "error: taken over\n"),
         (
@@ -471,6 +484,21 @@ def test_exit_codes(outcome, code, printed, capsys, monkeypatch):
         run_job(main)
     assert caught.value.code == code
     assert capsys.readouterr().err == printed
+
+
+def test_told_to_end_where_somebody_makes_another_interrupt_of_it(capsys, monkeypatch):
+    """As `ray.get` does."""
+    monkeypatch.setattr(sys, "argv", ["job.py"])
+
+    def main(_argv):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except TerminatedInterrupt:
+            raise KeyboardInterrupt from None
+
+    with pytest.raises(SystemExit) as caught:
+        run_job(main)
+    assert (caught.value.code, capsys.readouterr().err) == (143, "told to end\n")
 
 
 def test_an_unexpected_error_keeps_its_traceback():

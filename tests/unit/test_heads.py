@@ -14,8 +14,11 @@ from torch import Tensor
 
 from ais import load_head
 from ais.backbones import Backbone, embedding_fingerprint, load_backbone
-from ais.errors import HeadError
+from ais.config import RatingsConfig
+from ais.errors import HeadError, StorageError
 from ais.heads import HeadEnsemble, RegressionHead, as_ensemble, check_belongs, read_record, save_head
+from ais.ratings import read_ratings
+from ais.storage import Storage
 from tests import tiny  # noqa: F401 - registers the backbone
 
 
@@ -192,3 +195,19 @@ def test_hand_made_head_must_only_fit_in_size(backbone: Backbone) -> None:
     check_belongs(as_ensemble(RegressionHead(8)), backbone, "center_crop")
     with pytest.raises(HeadError, match="takes embeddings of 9 numbers; tiny gives 8"):
         check_belongs(as_ensemble(RegressionHead(9)), backbone, "center_crop")
+
+
+def test_a_bundle_that_cannot_be_reached_is_named_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Botocore's errors are no `OSError`."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    storage = Storage(endpoint_url="http://127.0.0.1:9")
+    for read in (read_record, load_head):
+        with pytest.raises(StorageError, match=r"'s3://somebody/head/head\.json' cannot be read: NoCredentialsError"):
+            read("s3://somebody/head", storage)
+    with pytest.raises(StorageError, match=r"'s3://somebody/ratings\.csv' cannot be read: NoCredentialsError"):
+        read_ratings(RatingsConfig(path="s3://somebody/ratings.csv"), storage)
+    with pytest.raises(StorageError, match="cannot be read: NoCredentialsError"):
+        storage.open("s3://somebody/head").exists()

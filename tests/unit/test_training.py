@@ -61,6 +61,14 @@ def test_too_few_or_constant_training_ratings_are_refused() -> None:
     words = np.array(["train"] * 10 + ["validation", "test"])
     with pytest.raises(RatingsError, match="all 10 training images of head 1 have the score 2"):
         variant_splits(np.arange(11), 12, ratings_of(np.array([2.0] * 10 + [1, 3]), words), FitConfig())
+    with pytest.raises(RatingsError, match="1 images are marked for validation, too few to stop by"):
+        variant_splits(np.arange(11), 12, ratings_of(np.arange(12.0), words), FitConfig())
+
+
+def test_the_share_for_validation_is_of_what_the_test_split_of_the_table_leaves() -> None:
+    words = np.array(["train"] * 60 + ["test"] * 240)
+    [split] = variant_splits(np.arange(60), 300, ratings_of(np.arange(300.0), words), FitConfig(variants=1))
+    assert (len(split.train), len(split.validation)) == (51, 9)
 
 
 def test_standardisation_uses_the_given_rows_only_and_floors_dead_channels() -> None:
