@@ -9,7 +9,7 @@ import numpy as np
 
 from ais.heatmaps import Weighting
 from ais.metrics import Interval
-from ais.validation.faithfulness import Curves
+from ais.validation.faithfulness import FILLS, Curves
 from ais.validation.intervals import Mean, Outcome, bootstrap_mean
 from ais.validation.localisation import Localisation
 from ais.validation.measure import BASELINES, HeadAgreement, Heatmaps
@@ -17,14 +17,22 @@ from ais.validation.protocol import CumulativeCurve
 from ais.validation.separation import Separation
 
 _PREDICTS = "head predicts"
+_RANKS = "PLCC along random"
 _AGREES = "model agrees"
+_DELETES_SOONER_THAN = {
+    "random": "deleting at random",
+    "centre": "deleting from the centre",
+    # Without this, heatmaps may show where the backbone answers to anything at all, and nothing of the ratings.
+    "random head": "by that of an unfitted head",
+}
 _ESSENTIAL = {
     _PREDICTS: "the head predicts ratings of images it has not seen",
-    "PLCC along random": "maps added by their AIS beat a random order out of sample",
-    "deletion {fill} random": "deleting by the heatmap lowers the score sooner than deleting at random",
-    "deletion {fill} centre": "deleting by the heatmap lowers the score sooner than deleting from the centre",
-    # Without this, heatmaps may show where the backbone answers to anything at all, and nothing of the ratings.
-    "deletion {fill} random head": "deleting by the heatmap lowers the score sooner than by that of an unfitted head",
+    _RANKS: "maps added by their AIS beat a random order out of sample",
+    **{
+        f"deletion {fill} {baseline}": f"deleting by the heatmap ({fill} fill) lowers the score sooner than {other}"
+        for fill in FILLS
+        for baseline, other in _DELETES_SOONER_THAN.items()
+    },
     "pointing chance": "heatmaps point into the masks more often than chance",
     "ais separates random head": "maps with a higher AIS respond more to the masks, more so than for unfitted heads",
 }
@@ -210,18 +218,22 @@ def _separation_checks(found: Separation | None) -> list[Check]:
 
 
 def conclusion(findings: Findings, checks: list[Check]) -> str:
-    """Say in a few sentences what the essential checks come to."""
+    """Say in a few sentences what the essential checks come to, and what was shown to the contrary.
+
+    Essential checks of what was not asked for count for nothing either way: a fill that was not measured, and masks
+    that were not given. A protocol that was left out does, for without it nothing says that the ranking of the maps
+    holds on other images.
+    """
     outcomes = {check.name: check.outcome for check in checks}
-    fill = next(iter(findings.curves))
-    essential = {name.format(fill=fill): claim for name, claim in _ESSENTIAL.items()}
     if outcomes[_PREDICTS] != "shown":
         return (
-            "FAILED: the head was not shown to predict ratings of images it has not seen. Its heatmaps show what moves "
-            "this head, not what people saw, whatever else is shown below: deletion is faithful to any head, and the "
+            f"FAILED: {_not_shown(outcomes[_PREDICTS], _ESSENTIAL[_PREDICTS])}. Its heatmaps show what moves this "
+            "head, not what people saw, whatever else is shown below: deletion is faithful to any head, and the "
             "protocol, which ranks maps by the ratings, can find some that help in a head that learnt nothing."
         )
-    left_out = f" The protocol was left out: {findings.protocol_refused}." if findings.protocol_refused else ""
-    return _summary(essential, outcomes) + left_out
+    refused = findings.protocol_refused
+    left_out = f"the protocol was left out ({refused}), so that nothing says whether {_ESSENTIAL[_RANKS]}"
+    return _summary(_ESSENTIAL, checks, [left_out] if refused else [])
 
 
 def similarity_conclusion(checks: list[Check]) -> str:
@@ -229,17 +241,33 @@ def similarity_conclusion(checks: list[Check]) -> str:
     outcomes = {check.name: check.outcome for check in checks}
     if outcomes[_AGREES] != "shown":
         return (
-            "FAILED: the model's similarity was not shown to agree with people's. Which of its maps add to an "
+            f"FAILED: {_not_shown(outcomes[_AGREES], _ESSENTIAL_FOR_SIMILARITY[_AGREES])}. Which of its maps add to an "
             "agreement that is not there says nothing, whatever else is shown below."
         )
-    return _summary(_ESSENTIAL_FOR_SIMILARITY, outcomes)
+    return _summary(_ESSENTIAL_FOR_SIMILARITY, checks, [])
 
 
-def _summary(essential: dict[str, str], outcomes: dict[str, Outcome]) -> str:
-    missing = [claim for name, claim in essential.items() if outcomes.get(name, "shown") != "shown"]
-    if missing:
-        return f"PASSED IN PART: it was not shown that {'; nor that '.join(missing)}."
-    return f"PASSED: {'; '.join(claim for name, claim in essential.items() if name in outcomes)}."
+def _summary(essential: dict[str, str], checks: list[Check], missing: list[str]) -> str:
+    """The verdict on a head that predicts; ``missing`` says what of the essential was not tried at all."""
+    required = [(check.outcome, essential[check.name]) for check in checks if check.name in essential]
+    lacking = [_not_shown(outcome, claim) for outcome, claim in required if outcome != "shown"] + missing
+    if lacking:
+        verdict = f"PASSED IN PART: {'; '.join(lacking)}."
+    else:
+        verdict = f"PASSED: {'; '.join(claim for _, claim in required)}."
+    contrary = [check.claim for check in checks if check.outcome == "against" and check.name not in essential]
+    if contrary:
+        verdict += f" Of this the opposite was shown, though it is not required: {'; '.join(contrary)}."
+    return verdict
+
+
+def _not_shown(outcome: Outcome, claim: str) -> str:
+    """Say of a claim that was not shown how it stands."""
+    return {
+        "not shown": f"it was not shown that {claim}",
+        "against": f"the opposite was shown of this: {claim}",
+        "not measured": f"it could not be measured whether {claim}",
+    }[outcome]
 
 
 def describe(findings: Findings, checks: list[Check]) -> str:

@@ -6,6 +6,7 @@ Nothing is faked. The job's backbone is an untrained ResNet-18 on 96 × 96 pixel
 import csv
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from ais.heads import HeadEnsemble, RegressionHead, save_head
 from ais.images import decode_image
 from ais.importance.adding import embeddings_along_reference
 from ais.importance.similarity import SimilarityError, alignment, collective_ais_reference, similarity_of
+from ais.metrics import regression_metrics
 from ais.planted import PlantedSpec, make_planted
 from ais.runs import write_table
 from ais.storage import Storage
@@ -43,7 +45,7 @@ from ais.validation.faithfulness import (
 from ais.validation.heads import correlation_between, correlation_with_each, random_heads, rank_correlation
 from ais.validation.intervals import Mean, bootstrap_mean, corrected_mean
 from ais.validation.localisation import localisation, mask_overlap
-from ais.validation.measure import Subject, run_ratings_protocol
+from ais.validation.measure import BASELINES, HeadAgreement, Heatmaps, Subject, run_ratings_protocol
 from ais.validation.protocol import (
     Coordinates,
     CumulativeCurve,
@@ -56,6 +58,14 @@ from ais.validation.protocol import (
     similarity_protocol_of,
 )
 from ais.validation.separation import Separation, mask_on_cells, mask_response
+from ais.validation.verdict import (
+    Check,
+    Findings,
+    checks_of,
+    conclusion,
+    describe,
+    similarity_conclusion,
+)
 from jobs.validate import main
 from tests.networks import MAPS, SIDE, small_backbone
 
@@ -539,6 +549,166 @@ class TestSeparation:
         assert Separation(told.ais, response, random).correlation().n == 29
 
 
+def falling(rates: float | np.ndarray, images: int = 12) -> Curves:
+    """Scores that fall by e to the rate on deletion, and rise as fast on insertion: a higher rate is sooner."""
+    share = np.linspace(0, 1, 5)
+    curve = np.exp(-np.broadcast_to(rates, images)[:, None] * share)
+    return Curves(curve, 1 - curve)
+
+
+def findings(fills: tuple[str, ...] = ("blurred", "mean"), protocol_refused: str | None = None) -> Findings:
+    """Of a head that predicts, whose heatmaps lead all baselines on every fill; the protocol is not in it."""
+    rates = np.linspace(3, 4, 12)
+    methods = {"ais": falling(rates), **{name: falling(rates - lead) for lead, name in enumerate(BASELINES, 1)}}
+    unlike = {name: HeadAgreement(np.full(12, 0.1), np.full(12, 0.9)) for name in ("positive", "signed")}
+    ratings = np.arange(12.0)
+    return Findings(
+        scores=ratings,
+        prediction=regression_metrics(ratings + np.tile([0, 1], 6), ratings),
+        protocol={},
+        protocol_refused=protocol_refused,
+        heatmaps=Heatmaps(ratings, {}, unlike, np.full(12, 0.5), None),
+        curves=dict.fromkeys(fills, methods),
+        localisation={},
+        weighting="positive",
+    )
+
+
+ESSENTIAL = {
+    "PLCC along random": "maps added by their AIS beat a random order out of sample",
+    **{
+        f"deletion {fill} {baseline}": f"deleting by the heatmap ({fill} fill) lowers the score sooner than {other}"
+        for fill in ("blurred", "mean")
+        for baseline, other in (
+            ("random", "deleting at random"),
+            ("centre", "deleting from the centre"),
+            ("random head", "by that of an unfitted head"),
+        )
+    },
+    "pointing chance": "heatmaps point into the masks more often than chance",
+    "ais separates random head": "maps with a higher AIS respond more to the masks, more so than for unfitted heads",
+}
+MEANS = {
+    "shown": Mean(1, 0.5, 1.5, 30),
+    "not shown": Mean(0, -1, 1, 30),
+    "against": Mean(-1, -1.5, -0.5, 30),
+    "not measured": Mean(1, np.nan, np.nan, 4),
+}
+WORDED = {
+    "not shown": "it was not shown that ",
+    "against": "the opposite was shown of this: ",
+    "not measured": "it could not be measured whether ",
+}
+
+
+def checks_with(changed: dict[str, str], leave_out: tuple[str, ...] = ()) -> list[Check]:
+    """All essential checks, shown, and of them and others those that are ``changed``."""
+    names = dict.fromkeys(["head predicts", *ESSENTIAL, *changed])
+    return [
+        Check(name, f"claim of {name}", MEANS[changed.get(name, "shown")]) for name in names if name not in leave_out
+    ]
+
+
+class TestConclusion:
+    def test_all_that_is_required(self) -> None:
+        words = conclusion(findings(), checks_with({}))
+        assert words.startswith("PASSED: the head predicts ratings of images it has not seen; ")
+        for claim in ESSENTIAL.values():
+            assert claim in words
+        assert "opposite" not in words
+
+    @pytest.mark.parametrize("outcome", ["not shown", "against", "not measured"])
+    @pytest.mark.parametrize("name", ESSENTIAL)
+    def test_each_essential_check_is_needed(self, name: str, outcome: str) -> None:
+        words = conclusion(findings(), checks_with({name: outcome}))
+        assert words == f"PASSED IN PART: {WORDED[outcome]}{ESSENTIAL[name]}."
+
+    def test_several_are_all_named(self) -> None:
+        changed = {"deletion blurred centre": "against", "deletion mean random": "not shown"}
+        assert conclusion(findings(), checks_with(changed)) == (
+            "PASSED IN PART: the opposite was shown of this: deleting by the heatmap (blurred fill) lowers the score "
+            "sooner than deleting from the centre; it was not shown that deleting by the heatmap (mean fill) lowers "
+            "the score sooner than deleting at random."
+        )
+
+    @pytest.mark.parametrize("outcome", ["not shown", "not measured"])
+    def test_what_is_not_required_changes_nothing_unless_the_opposite_was_shown(self, outcome: str) -> None:
+        changed = {"insertion mean random": outcome, "deletion blurred Grad-CAM": outcome}
+        assert conclusion(findings(), checks_with(changed)) == conclusion(findings(), checks_with({}))
+
+    @pytest.mark.parametrize("also", [{}, {"pointing chance": "not shown"}])
+    def test_the_opposite_of_what_is_not_required_is_said(self, also: dict[str, str]) -> None:
+        changed = {"insertion mean random": "against", "deletion blurred Grad-CAM": "against"}
+        assert conclusion(findings(), checks_with(changed | also)) == (
+            conclusion(findings(), checks_with(also))
+            + " Of this the opposite was shown, though it is not required: claim of insertion mean random; claim of "
+            "deletion blurred Grad-CAM."
+        )
+
+    def test_masks_and_a_fill_that_was_not_asked_for_are_not_required(self) -> None:
+        absent = ("pointing chance", "ais separates random head", *(name for name in ESSENTIAL if "mean" in name))
+        assert conclusion(findings(), checks_with({}, absent)).startswith("PASSED: ")
+
+    def test_without_the_protocol_it_passes_in_part_at_most(self) -> None:
+        left_out = findings(protocol_refused="protocol=false")
+        assert conclusion(left_out, checks_with({}, ("PLCC along random",))) == (
+            "PASSED IN PART: the protocol was left out (protocol=false), so that nothing says whether "
+            f"{ESSENTIAL['PLCC along random']}."
+        )
+
+    @pytest.mark.parametrize("outcome", ["not shown", "against", "not measured"])
+    def test_a_head_that_does_not_predict_fails(self, outcome: str) -> None:
+        words = conclusion(findings(), checks_with({"head predicts": outcome}))
+        assert words.startswith(f"FAILED: {WORDED[outcome]}the head predicts ratings of images it has not seen. Its ")
+
+    def test_similarity(self) -> None:
+        def concluded(agrees: str, ranks: str) -> str:
+            outcomes = {"model agrees": agrees, "R² along random": ranks, "R² stop all": "against"}
+            return similarity_conclusion([Check(name, name, MEANS[outcome]) for name, outcome in outcomes.items()])
+
+        contrary = " Of this the opposite was shown, though it is not required: R² stop all."
+        assert concluded("shown", "shown").startswith(
+            "PASSED: the model's similarity agrees with people's; maps added "
+        )
+        assert concluded("shown", "shown").endswith(contrary)
+        assert concluded("shown", "against") == (
+            "PASSED IN PART: the opposite was shown of this: maps added by their AIS beat a random order out of sample."
+            + contrary
+        )
+        assert concluded("against", "shown").startswith(
+            "FAILED: the opposite was shown of this: the model's similarity agrees with people's. "
+        )
+
+
+class TestChecks:
+    def test_signs_of_deletion_and_insertion(self) -> None:
+        """Scores that fall and rise sooner by the heatmap than by any baseline speak for it on every fill."""
+        checks = {check.name: check for check in checks_of(findings())}
+        ours, theirs = (findings().curves["mean"][method].areas() for method in ("ais", "centre"))
+        assert checks["deletion mean centre"].mean.value == pytest.approx(
+            (theirs["deletion"] - ours["deletion"]).mean()
+        )
+        assert checks["deletion mean centre"].mean.value > 0
+        for fill in ("blurred", "mean"):
+            for baseline in BASELINES:
+                assert checks[f"deletion {fill} {baseline}"].outcome == "shown"
+                assert checks[f"insertion {fill} {baseline}"].outcome == "shown"
+
+    def test_signs_where_the_baselines_lead(self) -> None:
+        found = findings(("blurred",))
+        curves = {**dict.fromkeys(BASELINES, found.curves["blurred"]["ais"]), "ais": found.curves["blurred"]["random"]}
+        checks = checks_of(replace(found, curves={"blurred": curves}))
+        told = {check.outcome for check in checks if check.name.startswith(("deletion", "insertion"))}
+        assert told == {"against"}
+        assert "the opposite was shown of this: deleting by the heatmap (blurred fill)" in conclusion(found, checks)
+
+    def test_described_under_their_outcomes(self) -> None:
+        lines = describe(findings(), checks_of(findings())).split("\n")
+        assert lines[0].startswith("PASSED: ")
+        claims = [line for line in lines if line.startswith("shown        ")]
+        assert len(claims) == 1 + 2 * 2 * len(BASELINES) + 1
+
+
 register(
     BackboneSpec(
         name="resnet18_96",
@@ -616,7 +786,9 @@ class TestJob:
         found = outcomes(tmp_path)
         assert document["images"] == {"rated": COUNT - TRAINED, "curved": 12, "unreadable": 0}
         assert found["head predicts"] == "shown"
-        assert document["conclusion"].startswith("PASSED")
+        essential = [found[name] for name in ESSENTIAL]
+        word = "PASSED" if essential == ["shown"] * len(essential) else "PASSED IN PART"
+        assert document["conclusion"].startswith(f"{word}: ")
         printed = capsys.readouterr().out
         assert document["conclusion"] in printed
         assert "The backbone is UNTRAINED" in printed
@@ -625,7 +797,7 @@ class TestJob:
     def test_a_head_fitted_to_shuffled_ratings_fails(self, planted: Path, tmp_path: Path) -> None:
         assert main(arguments(planted, tmp_path, "shuffled")) == 0
         assert outcomes(tmp_path)["head predicts"] != "shown"
-        assert (tmp_path / "verdict.txt").read_text().startswith("FAILED: the head was not shown to predict ratings")
+        assert (tmp_path / "verdict.txt").read_text().startswith("FAILED: it was not shown that the head predicts")
         assert not (tmp_path / "localisation.parquet").exists()
 
     def test_tables_hold_what_the_figures_are_made_of(self, planted: Path, tmp_path: Path) -> None:
@@ -636,6 +808,10 @@ class TestJob:
         assert len(areas) == 3 * 2 * 2 * 5
         chosen = areas[(areas["fill"] == "mean") & (areas["mode"] == "insertion")].groupby("method")["area"].mean()
         assert checks["insertion mean centre"]["value"] == pytest.approx(chosen["ais"] - chosen["centre"])
+        for fill in ("blurred", "mean"):
+            chosen = areas[(areas["fill"] == fill) & (areas["mode"] == "deletion")].groupby("method")["area"].mean()
+            for baseline in BASELINES:
+                assert checks[f"deletion {fill} {baseline}"]["value"] == pytest.approx(chosen[baseline] - chosen["ais"])
         fits = pq.read_table(tmp_path / "protocol.parquet").to_pandas()
         assert len(fits) == 3 * 3 * 3 * 3
         rmse = fits[fits["measure"] == "RMSE"].groupby("order")["test"].mean()
@@ -677,6 +853,8 @@ class TestJob:
         document = json.loads((tmp_path / "validation.json").read_text())
         assert document["protocol_refused"] == "protocol=false"
         assert not any(check["name"].startswith("PLCC") for check in document["checks"])
+        assert document["conclusion"].startswith("PASSED IN PART: ")
+        assert "the protocol was left out (protocol=false)" in document["conclusion"]
         assert not (tmp_path / "protocol.parquet").exists()
 
     def test_refused(self, planted: Path, tmp_path: Path) -> None:
