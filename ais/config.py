@@ -791,7 +791,7 @@ class ValidateConfig(_Section):
     held_out: bool = Field(
         default=True,
         description="Use only those rated images that are in the head's test split; false: all, for ratings of images"
-        " that the head was not trained on.",
+        " that the head was not trained on. The table that it was fitted to is refused.",
     )
     masks: Address | None = Field(
         default=None,

@@ -29,7 +29,7 @@ import torch
 
 from ais.backbones import TailKind
 from ais.config import ValidateConfig, to_yaml
-from ais.errors import ImageError, RatingsError, RunError
+from ais.errors import ConfigError, ImageError, RatingsError, RunError
 from ais.explainer import geometry_of
 from ais.heads import HeadSource, check_belongs, read_record
 from ais.heatmaps import heatmap_boxes
@@ -39,7 +39,7 @@ from ais.pipeline.columns import unpack
 from ais.pipeline.explain import choose_device
 from ais.pipeline.fetch import FetchDecode, read_image
 from ais.pipeline.prepare import Model, resolve_model, storage_of, versions
-from ais.ratings import read_ratings
+from ais.ratings import Ratings, ratings_fingerprint, read_ratings
 from ais.runs import write_table
 from ais.storage import Folder, Storage, absolute
 from ais.validation.faithfulness import FILLS, InputMaps
@@ -146,11 +146,13 @@ def prepare_validation(config: ValidateConfig) -> PreparedValidation:
     storage = storage_of(config.storage)
     config = with_absolute_paths(config)
     assert config.head is not None, "refused before"
-    record, _ = read_record(config.head, storage)
+    record, document = read_record(config.head, storage)
     model = resolve_model(config.backbone, config.preprocessing.mode, record, storage)
     rated = read_ratings(config.ratings.table(), storage)
     chosen = np.arange(len(rated))
-    if config.held_out:
+    if not config.held_out:
+        _refuse_own_ratings(config, document, rated)
+    else:
         chosen = np.flatnonzero(np.isin(rated.images, _test_split(config.head, storage)))
     if len(chosen) > config.protocol_images:
         random = np.random.default_rng([config.seed, 2])
@@ -165,6 +167,16 @@ def prepare_validation(config: ValidateConfig) -> PreparedValidation:
     return PreparedValidation(
         config, storage, model, record.sha256, rated.images[chosen], rated.addresses[chosen], rated.scores[chosen]
     )
+
+
+def _refuse_own_ratings(config: ValidateConfig, head: dict[str, Any], rated: Ratings) -> None:
+    """Refuse the very table that the head was fitted to; a part of it, or a changed one, cannot be told."""
+    identity = head.get("identity")
+    if isinstance(identity, dict) and identity.get("ratings") == ratings_fingerprint(rated):
+        raise ConfigError(
+            f"held_out: false, but head {config.head!r} was fitted to {config.ratings.path!r}, whose images it has "
+            "seen; held_out=true takes those of its test split, or give ratings of other images"
+        )
 
 
 def with_absolute_paths(config: ValidateConfig) -> ValidateConfig:
@@ -290,6 +302,7 @@ def measure(prepared: PreparedValidation, sample: Sample) -> Findings:
         curves=curves,
         localisation=located,
         weighting=config.weighting,
+        held_out=config.held_out,
     )
 
 
@@ -324,6 +337,7 @@ def write_validation(prepared: PreparedValidation, sample: Sample, findings: Fin
         "checks": [check.as_dict() for check in checks],
         "prediction": {name: interval.as_dict() for name, interval in findings.prediction.items()},
         "images": {"rated": len(images), "curved": len(sample.curved), "unreadable": len(sample.unreadable)},
+        "held_out": findings.held_out,
         "protocol_refused": findings.protocol_refused,
         "weighting": findings.weighting,
         "heatmaps": heatmap_figures(findings),

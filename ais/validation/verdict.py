@@ -26,7 +26,6 @@ _DELETES_SOONER_THAN = {
     "random head": "by that of an unfitted head",
 }
 _ESSENTIAL = {
-    _PREDICTS: "the head predicts ratings of images it has not seen",
     _RANKS: "maps added by their AIS beat a random order out of sample",
     **{
         f"deletion {fill} {baseline}": f"deleting by the heatmap ({fill} fill) lowers the score sooner than {other}"
@@ -57,6 +56,8 @@ class Findings:
         curves: of deletion and insertion, by fill and method.
         localisation: by method; empty where there are no masks.
         weighting: of the heatmaps.
+        held_out: whether the head's record says that it was not fitted to these images; otherwise that is taken on
+            trust.
     """
 
     scores: np.ndarray
@@ -67,6 +68,7 @@ class Findings:
     curves: dict[str, dict[str, Curves]]
     localisation: dict[str, Localisation]
     weighting: Weighting
+    held_out: bool
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,12 @@ def similarity_checks_of(findings: SimilarityFindings) -> list[Check]:
 def _prediction_checks(findings: Findings) -> list[Check]:
     plcc = findings.prediction["plcc"]
     mean = Mean(plcc.value, plcc.low, plcc.high, plcc.n)
-    return [Check(_PREDICTS, f"{_ESSENTIAL[_PREDICTS]} (PLCC)", mean)]
+    return [Check(_PREDICTS, f"{_prediction_claim(findings)} (PLCC)", mean)]
+
+
+def _prediction_claim(findings: Findings) -> str:
+    seen = "it has not seen" if findings.held_out else "taken as not seen in training"
+    return f"the head predicts ratings of images {seen}"
 
 
 def _protocol_checks(protocol: dict[str, CumulativeCurve]) -> list[Check]:
@@ -225,15 +232,16 @@ def conclusion(findings: Findings, checks: list[Check]) -> str:
     holds on other images.
     """
     outcomes = {check.name: check.outcome for check in checks}
+    predicts = _prediction_claim(findings)
     if outcomes[_PREDICTS] != "shown":
         return (
-            f"FAILED: {_not_shown(outcomes[_PREDICTS], _ESSENTIAL[_PREDICTS])}. Its heatmaps show what moves this "
+            f"FAILED: {_not_shown(outcomes[_PREDICTS], predicts)}. Its heatmaps show what moves this "
             "head, not what people saw, whatever else is shown below: deletion is faithful to any head, and the "
             "protocol, which ranks maps by the ratings, can find some that help in a head that learnt nothing."
         )
     refused = findings.protocol_refused
     left_out = f"the protocol was left out ({refused}), so that nothing says whether {_ESSENTIAL[_RANKS]}"
-    return _summary(_ESSENTIAL, checks, [left_out] if refused else [])
+    return _summary({_PREDICTS: predicts, **_ESSENTIAL}, checks, [left_out] if refused else [])
 
 
 def similarity_conclusion(checks: list[Check]) -> str:
@@ -287,6 +295,8 @@ def describe(findings: Findings, checks: list[Check]) -> str:
     for method, found in findings.localisation.items():
         hits, overlap = bootstrap_mean(found.hits), bootstrap_mean(found.overlaps)
         lines.append(f"masks, {method}: hit rate {_figures(hits)}, IoU {_figures(overlap)}")
+    if not findings.held_out:
+        lines.append(_ON_TRUST)
     lines.append(_EVERY_INTERVAL)
     return "\n".join(lines)
 
@@ -296,6 +306,10 @@ def describe_similarity(checks: list[Check]) -> str:
     return "\n".join([similarity_conclusion(checks), "", *_by_outcome(checks), "", _EVERY_INTERVAL])
 
 
+_ON_TRUST = (
+    "held_out=false: that the head was not fitted to these images is taken on trust; ratings of "
+    "those it was fitted to it predicts better."
+)
 _EVERY_INTERVAL = "Every interval is 95%, for one check at a time; with many checks some are shown by chance."
 
 

@@ -19,15 +19,16 @@ from scipy import stats
 from torchvision.models import resnet18
 
 from ais.backbones import Backbone, BackboneSpec, TailKind, families, load_backbone, register
-from ais.config import ValidateConfig, load_config
+from ais.config import RatingsConfig, ValidateConfig, load_config
 from ais.errors import ConfigError, RatingsError, RunError
 from ais.explainer import Explainer
-from ais.heads import HeadEnsemble, RegressionHead, save_head
+from ais.heads import HeadEnsemble, RegressionHead, load_head, save_head
 from ais.images import decode_image
 from ais.importance.adding import embeddings_along_reference
 from ais.importance.similarity import SimilarityError, alignment, collective_ais_reference, similarity_of
 from ais.metrics import regression_metrics
 from ais.planted import PlantedSpec, make_planted
+from ais.ratings import ratings_fingerprint, read_ratings
 from ais.runs import write_table
 from ais.storage import Storage
 from ais.training.standardisation import Standardisation
@@ -556,7 +557,9 @@ def falling(rates: float | np.ndarray, images: int = 12) -> Curves:
     return Curves(curve, 1 - curve)
 
 
-def findings(fills: tuple[str, ...] = ("blurred", "mean"), protocol_refused: str | None = None) -> Findings:
+def findings(
+    fills: tuple[str, ...] = ("blurred", "mean"), protocol_refused: str | None = None, held_out: bool = True
+) -> Findings:
     """Of a head that predicts, whose heatmaps lead all baselines on every fill; the protocol is not in it."""
     rates = np.linspace(3, 4, 12)
     methods = {"ais": falling(rates), **{name: falling(rates - lead) for lead, name in enumerate(BASELINES, 1)}}
@@ -571,6 +574,7 @@ def findings(fills: tuple[str, ...] = ("blurred", "mean"), protocol_refused: str
         curves=dict.fromkeys(fills, methods),
         localisation={},
         weighting="positive",
+        held_out=held_out,
     )
 
 
@@ -661,6 +665,12 @@ class TestConclusion:
         words = conclusion(findings(), checks_with({"head predicts": outcome}))
         assert words.startswith(f"FAILED: {WORDED[outcome]}the head predicts ratings of images it has not seen. Its ")
 
+    @pytest.mark.parametrize("outcome", ["shown", "not shown"])
+    def test_what_is_taken_on_trust_is_said(self, outcome: str) -> None:
+        words = conclusion(findings(held_out=False), checks_with({"head predicts": outcome}))
+        assert "the head predicts ratings of images taken as not seen in training" in words
+        assert "has not seen" not in words
+
     def test_similarity(self) -> None:
         def concluded(agrees: str, ranks: str) -> str:
             outcomes = {"model agrees": agrees, "R² along random": ranks, "R² stop all": "against"}
@@ -707,6 +717,9 @@ class TestChecks:
         assert lines[0].startswith("PASSED: ")
         claims = [line for line in lines if line.startswith("shown        ")]
         assert len(claims) == 1 + 2 * 2 * len(BASELINES) + 1
+        assert "held_out=false" not in "".join(lines)
+        on_trust = findings(held_out=False)
+        assert "\nheld_out=false: that the head was not fitted to these" in describe(on_trust, checks_of(on_trust))
 
 
 register(
@@ -865,6 +878,31 @@ class TestJob:
         with pytest.raises(RunError, match=r"masks: '.*planted-\d+.png' cannot be read: not found"):
             main(arguments(planted, tmp_path, "true", f"masks={tmp_path}"))
         assert not (tmp_path / "validation.json").exists()
+
+    def test_ratings_that_the_head_was_fitted_to_are_refused(
+        self, planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        rated = read_ratings(RatingsConfig(path=str(planted / "true.csv")), Storage())
+        backbone = load_backbone("resnet18_96", weights="random", seed=0)
+        save_head(
+            str(tmp_path / "head"), load_head(str(planted / "true")), backbone, "center_crop",
+            {"identity": {"ratings": ratings_fingerprint(rated)}},
+        )  # fmt: skip
+        monkeypatch.chdir(planted)
+        more = [f"head={tmp_path}/head", "held_out=false", f"output={tmp_path}/out", "--dry-run"]
+        with pytest.raises(ConfigError, match=r"held_out: false, but head .*head' was fitted to 'true.csv', whose"):
+            main(["ratings.path=true.csv", *more])
+        assert main(["ratings.path=shuffled.csv", *more]) == 0  # other ratings: taken on trust
+        assert "120 rated, taken as not seen in training" in capsys.readouterr().out
+
+    def test_held_out_is_recorded(self, planted: Path, tmp_path: Path) -> None:
+        quick = ("images_limit=2", "steps=2", "protocol=false", "fill=mean")
+        for name, more in (("true", ()), ("false", ("held_out=false", "protocol_images=20"))):
+            assert main([*arguments(planted, tmp_path / name, "true"), *quick, *more]) == 0
+            document = json.loads((tmp_path / name / "validation.json").read_text())
+            assert document["held_out"] is (name == "true")
+            verdict = (tmp_path / name / "verdict.txt").read_text()
+            assert ("taken as not seen in training" in verdict) is (name == "false")
 
     def test_a_dry_run_writes_nothing(self, planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main([*arguments(planted, tmp_path / "out", "true"), "--dry-run"]) == 0
