@@ -43,7 +43,7 @@ from ais.ratings import Ratings, ratings_fingerprint, read_ratings
 from ais.runs import write_table
 from ais.storage import Folder, Storage, absolute
 from ais.validation.faithfulness import FILLS, InputMaps
-from ais.validation.intervals import bootstrap_mean
+from ais.validation.intervals import ENOUGH_IMAGES, mean_over_images
 from ais.validation.localisation import localisation
 from ais.validation.measure import (
     TAIL_NUMBERS,
@@ -341,7 +341,8 @@ def write_validation(prepared: PreparedValidation, sample: Sample, findings: Fin
         "protocol_refused": findings.protocol_refused,
         "weighting": findings.weighting,
         "heatmaps": heatmap_figures(findings),
-        "intervals": "95%; protocol: corrected resampled t-test (Nadeau and Bengio 2003); images: percentile bootstrap",
+        "intervals": "95%; protocol: corrected resampled t-test (Nadeau and Bengio 2003); means over images: Student's "
+        f"t, correlations: percentile bootstrap, neither of fewer than {ENOUGH_IMAGES}",
         "backbone": model.source.spec.name,
         "layer": model.layer.name,
         "weights": model.weights.as_dict(),
@@ -358,16 +359,16 @@ def heatmap_figures(findings: Findings) -> dict[str, Any]:
     found = findings.heatmaps
     figures: dict[str, Any] = {
         "random_head_correlation": {
-            name: bootstrap_mean(each.random).as_dict() for name, each in found.agreement.items()
+            name: mean_over_images(each.random).as_dict() for name, each in found.agreement.items()
         },
         "variant_correlation": {
-            name: bootstrap_mean(each.variants).as_dict() for name, each in found.agreement.items()
+            name: mean_over_images(each.variants).as_dict() for name, each in found.agreement.items()
         },
-        "plain_correlation": bootstrap_mean(found.plain_correlation).as_dict(),
+        "plain_correlation": mean_over_images(found.plain_correlation).as_dict(),
         "pointing": {
             method: {
-                "hit_rate": bootstrap_mean(each.hits).as_dict(),
-                "overlap": bootstrap_mean(each.overlaps).as_dict(),
+                "hit_rate": mean_over_images(each.hits).as_dict(),
+                "overlap": mean_over_images(each.overlaps).as_dict(),
                 "chance": float(each.chance.mean()),
             }
             for method, each in findings.localisation.items()

@@ -9,8 +9,9 @@ import numpy as np
 from scipy import stats
 
 Outcome = Literal["shown", "not shown", "against", "not measured"]
+# Of fewer, whatever the interval, nothing is said to be shown: its assumptions cannot be looked at.
+ENOUGH_IMAGES = 8
 _CONFIDENCE = 0.95
-_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,11 @@ class Mean:
     high: float
     n: int
 
+    @classmethod
+    def of_images(cls, value: float, low: float, high: float, n: int) -> Mean:
+        """The same over ``n`` images; without an interval where these are fewer than `ENOUGH_IMAGES`."""
+        return cls(value, low, high, n) if n >= ENOUGH_IMAGES else cls(value, np.nan, np.nan, n)
+
     @property
     def outcome(self) -> Outcome:
         """Whether the interval lies above zero (shown), below (against), or holds it (not shown)."""
@@ -41,23 +47,20 @@ class Mean:
         return {name: None if np.isnan(value) else value for name, value in asdict(self).items()}
 
 
-def bootstrap_mean(values: np.ndarray, seed: int = 0) -> Mean:
-    """Mean over images with its percentile bootstrap interval.
-
-    Efron and Tibshirani, *An Introduction to the Bootstrap*, 1993, chapter 13.
+def mean_over_images(values: np.ndarray, least_variance: float = 0.0) -> Mean:
+    """Mean over images with its Student-t interval.
 
     Args:
         values: ``(N,)``; NaN where undefined, which leaves the image out.
-        seed: of the resampling.
+        least_variance: of a value, known from elsewhere: a sample in which a rare event never happens shows less.
     """
     defined = values[np.isfinite(values)]
-    value = float(defined.mean()) if len(defined) else np.nan
-    if len(defined) < 2:
-        return Mean(value, np.nan, np.nan, len(defined))
-    picks = np.random.default_rng(seed).integers(len(defined), size=(_RESAMPLES, len(defined)))
-    tail = (1 - _CONFIDENCE) / 2
-    low, high = np.quantile(defined[picks].mean(1), [tail, 1 - tail])
-    return Mean(value, float(low), float(high), len(defined))
+    count = len(defined)
+    value = float(defined.mean()) if count else np.nan
+    if count < 2:
+        return Mean.of_images(value, np.nan, np.nan, count)
+    reach = _quantile(count - 1) * np.sqrt(max(defined.var(ddof=1), least_variance) / count)
+    return Mean.of_images(value, float(value - reach), float(value + reach), count)
 
 
 def corrected_mean(differences: np.ndarray, test_over_train: float) -> Mean:
@@ -77,5 +80,9 @@ def corrected_mean(differences: np.ndarray, test_over_train: float) -> Mean:
     if fits < 2:
         return Mean(value, np.nan, np.nan, fits)
     spread = np.sqrt((1 / fits + test_over_train) * differences.var(ddof=1))
-    reach = float(stats.t.ppf(0.5 + _CONFIDENCE / 2, fits - 1) * spread)
+    reach = _quantile(fits - 1) * float(spread)
     return Mean(value, value - reach, value + reach, fits)
+
+
+def _quantile(degrees: int) -> float:
+    return float(stats.t.ppf(0.5 + _CONFIDENCE / 2, degrees))

@@ -10,7 +10,7 @@ import numpy as np
 from ais.heatmaps import Weighting
 from ais.metrics import Interval
 from ais.validation.faithfulness import FILLS, Curves
-from ais.validation.intervals import Mean, Outcome, bootstrap_mean
+from ais.validation.intervals import ENOUGH_IMAGES, Mean, Outcome, mean_over_images
 from ais.validation.localisation import Localisation
 from ais.validation.measure import BASELINES, HeadAgreement, Heatmaps
 from ais.validation.protocol import CumulativeCurve
@@ -128,7 +128,7 @@ def similarity_checks_of(findings: SimilarityFindings) -> list[Check]:
 
 def _prediction_checks(findings: Findings) -> list[Check]:
     plcc = findings.prediction["plcc"]
-    mean = Mean(plcc.value, plcc.low, plcc.high, plcc.n)
+    mean = Mean.of_images(plcc.value, plcc.low, plcc.high, plcc.n)
     return [Check(_PREDICTS, f"{_prediction_claim(findings)} (PLCC)", mean)]
 
 
@@ -173,35 +173,36 @@ def _faithfulness_checks(found: dict[str, dict[str, Curves]]) -> list[Check]:
             for mode, sign, what in (("deletion", 1, "lowers the score sooner"), ("insertion", -1, "raises it sooner")):
                 lead = sign * (areas[baseline][mode] - areas["ais"][mode])
                 claim = f"{mode} by the heatmap, {fill} fill, {what} than by {baseline} ({meaning})"
-                checks.append(Check(f"{mode} {fill} {baseline}", claim, bootstrap_mean(lead)))
+                checks.append(Check(f"{mode} {fill} {baseline}", claim, mean_over_images(lead)))
     return checks
 
 
 def _head_checks(found: HeadAgreement) -> list[Check]:
     gap = found.variants - found.random
     claim = "heatmaps of the head's variants agree with each other more than with those of random heads (Spearman)"
-    return [Check("variants random head", claim, bootstrap_mean(gap))]
+    return [Check("variants random head", claim, mean_over_images(gap))]
 
 
 def _localisation_checks(found: dict[str, Localisation]) -> list[Check]:
     if not found:
         return []
     ours = found["ais"]
-    checks = [
-        Check("pointing chance", _ESSENTIAL["pointing chance"], bootstrap_mean(ours.hits - ours.chance)),
-    ]
+    # Of a few images that are pointed at by chance alone, likely none is hit: without spread, and yet no proof.
+    by_chance = float(np.mean(ours.chance * (1 - ours.chance)))
+    lead = mean_over_images(ours.hits - ours.chance, least_variance=by_chance)
+    checks = [Check("pointing chance", _ESSENTIAL["pointing chance"], lead)]
     for baseline in BASELINES:
         other = found[baseline]
         checks += [
             Check(
                 f"pointing {baseline}",
                 f"heatmaps point into the masks more often than {baseline}",
-                bootstrap_mean(ours.hits - other.hits),
+                mean_over_images(ours.hits - other.hits),
             ),
             Check(
                 f"overlap {baseline}",
                 f"the top of the heatmap overlaps the mask more than {baseline} (IoU)",
-                bootstrap_mean(ours.overlaps - other.overlaps),
+                mean_over_images(ours.overlaps - other.overlaps),
             ),
         ]
     return checks
@@ -231,11 +232,11 @@ def conclusion(findings: Findings, checks: list[Check]) -> str:
     that were not given. A protocol that was left out does, for without it nothing says that the ranking of the maps
     holds on other images.
     """
-    outcomes = {check.name: check.outcome for check in checks}
+    found = next(check.mean for check in checks if check.name == _PREDICTS)
     predicts = _prediction_claim(findings)
-    if outcomes[_PREDICTS] != "shown":
+    if found.outcome != "shown":
         return (
-            f"FAILED: {_not_shown(outcomes[_PREDICTS], predicts)}. Its heatmaps show what moves this "
+            f"FAILED: {_not_shown(found, predicts)}. Its heatmaps show what moves this "
             "head, not what people saw, whatever else is shown below: deletion is faithful to any head, and the "
             "protocol, which ranks maps by the ratings, can find some that help in a head that learnt nothing."
         )
@@ -246,10 +247,10 @@ def conclusion(findings: Findings, checks: list[Check]) -> str:
 
 def similarity_conclusion(checks: list[Check]) -> str:
     """The same for the maps of a backbone."""
-    outcomes = {check.name: check.outcome for check in checks}
-    if outcomes[_AGREES] != "shown":
+    found = next(check.mean for check in checks if check.name == _AGREES)
+    if found.outcome != "shown":
         return (
-            f"FAILED: {_not_shown(outcomes[_AGREES], _ESSENTIAL_FOR_SIMILARITY[_AGREES])}. Which of its maps add to an "
+            f"FAILED: {_not_shown(found, _ESSENTIAL_FOR_SIMILARITY[_AGREES])}. Which of its maps add to an "
             "agreement that is not there says nothing, whatever else is shown below."
         )
     return _summary(_ESSENTIAL_FOR_SIMILARITY, checks, [])
@@ -257,8 +258,8 @@ def similarity_conclusion(checks: list[Check]) -> str:
 
 def _summary(essential: dict[str, str], checks: list[Check], missing: list[str]) -> str:
     """The verdict on a head that predicts; ``missing`` says what of the essential was not tried at all."""
-    required = [(check.outcome, essential[check.name]) for check in checks if check.name in essential]
-    lacking = [_not_shown(outcome, claim) for outcome, claim in required if outcome != "shown"] + missing
+    required = [(check.mean, essential[check.name]) for check in checks if check.name in essential]
+    lacking = [_not_shown(mean, claim) for mean, claim in required if mean.outcome != "shown"] + missing
     if lacking:
         verdict = f"PASSED IN PART: {'; '.join(lacking)}."
     else:
@@ -269,20 +270,24 @@ def _summary(essential: dict[str, str], checks: list[Check], missing: list[str])
     return verdict
 
 
-def _not_shown(outcome: Outcome, claim: str) -> str:
+def _not_shown(mean: Mean, claim: str) -> str:
     """Say of a claim that was not shown how it stands."""
     return {
         "not shown": f"it was not shown that {claim}",
         "against": f"the opposite was shown of this: {claim}",
-        "not measured": f"it could not be measured whether {claim}",
-    }[outcome]
+        "not measured": f"it could not be measured whether {claim}{_too_few(mean)}",
+    }[mean.outcome]
+
+
+def _too_few(mean: Mean) -> str:
+    return f" ({mean.n} images are too few)" if mean.n < ENOUGH_IMAGES else ""
 
 
 def describe(findings: Findings, checks: list[Check]) -> str:
     """Return the verdict in words: the conclusion, every check under its outcome, and the figures without a claim."""
     lines = [conclusion(findings, checks), "", *_by_outcome(checks), ""]
     lines += [line for weighting, found in findings.heatmaps.agreement.items() for line in _agreement(weighting, found)]
-    plain = bootstrap_mean(findings.heatmaps.plain_correlation)
+    plain = mean_over_images(findings.heatmaps.plain_correlation)
     lines.append(f"rank correlation of the heatmaps with the unweighted sum of all maps: {_figures(plain)}")
     if note := _head_note(findings):
         lines.append(note)
@@ -293,7 +298,7 @@ def describe(findings: Findings, checks: list[Check]) -> str:
             f"{random.min():.3g} to {random.max():.3g}"
         )
     for method, found in findings.localisation.items():
-        hits, overlap = bootstrap_mean(found.hits), bootstrap_mean(found.overlaps)
+        hits, overlap = mean_over_images(found.hits), mean_over_images(found.overlaps)
         lines.append(f"masks, {method}: hit rate {_figures(hits)}, IoU {_figures(overlap)}")
     if not findings.held_out:
         lines.append(_ON_TRUST)
@@ -315,7 +320,7 @@ _EVERY_INTERVAL = "Every interval is 95%, for one check at a time; with many che
 
 def _by_outcome(checks: list[Check]) -> list[str]:
     return [
-        f"{outcome:<13}{check.claim}: {_figures(check.mean)}"
+        f"{outcome:<13}{check.claim}: {_figures(check.mean)}{_too_few(check.mean) if outcome == 'not measured' else ''}"
         for outcome in ("shown", "against", "not shown", "not measured")
         for check in checks
         if check.outcome == outcome
@@ -323,7 +328,7 @@ def _by_outcome(checks: list[Check]) -> list[str]:
 
 
 def _agreement(weighting: str, found: HeadAgreement) -> list[str]:
-    random, variants = bootstrap_mean(found.random), bootstrap_mean(found.variants)
+    random, variants = mean_over_images(found.random), mean_over_images(found.variants)
     between = "" if np.isnan(variants.value) else f"; between the head's variants: {_figures(variants)}"
     return [f"rank correlation of {weighting} heatmaps with those of unfitted heads: {_figures(random)}{between}"]
 

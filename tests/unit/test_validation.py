@@ -44,7 +44,7 @@ from ais.validation.faithfulness import (
     scored,
 )
 from ais.validation.heads import correlation_between, correlation_with_each, random_heads, rank_correlation
-from ais.validation.intervals import Mean, bootstrap_mean, corrected_mean
+from ais.validation.intervals import Mean, corrected_mean, mean_over_images
 from ais.validation.localisation import localisation, mask_overlap
 from ais.validation.measure import BASELINES, HeadAgreement, Heatmaps, Subject, run_ratings_protocol
 from ais.validation.protocol import (
@@ -90,15 +90,38 @@ class TestIntervals:
         plain = stats.ttest_1samp(shared, 0, axis=1).confidence_interval()
         assert np.mean((plain.low < 0) & (plain.high > 0)) < 0.6
 
-    def test_bootstrap_mean(self) -> None:
-        values = np.random.default_rng(1).normal(0.3, 1, 400)
-        mean = bootstrap_mean(np.append(values, np.nan))
-        reach = 1.96 * values.std() / 20
-        assert (mean.value, mean.n) == (pytest.approx(values.mean()), 400)
-        assert (mean.low, mean.high) == (
-            pytest.approx(values.mean() - reach, abs=0.1 * reach),
-            pytest.approx(values.mean() + reach, abs=0.1 * reach),
-        )
+    def test_mean_over_images_by_hand(self) -> None:
+        """Eight values with variance 8/7: standard error √(1/7), seven degrees of freedom."""
+        mean = mean_over_images(np.array([1.0, 3, 1, 3, 1, 3, 1, 3, np.nan]))
+        assert (mean.value, mean.n) == (2, 8)
+        assert mean.high - 2 == pytest.approx(2.36462 * np.sqrt(1 / 7), rel=1e-5)
+        assert 2 - mean.low == pytest.approx(mean.high - 2)
+
+    @pytest.mark.parametrize("images", [8, 10, 20, 64])
+    @pytest.mark.parametrize("tail_degrees", [4, 1000])
+    def test_mean_over_images_covers(self, images: int, tail_degrees: int) -> None:
+        """Of 2,000 samples without effect 2.5% are shown, and as many against, however few the images.
+
+        Normal values and such with long tails. The share has a standard error of 0.35 points; bounds are three.
+        """
+        samples = np.random.default_rng(images).standard_t(tail_degrees, (2000, images))
+        told = [mean_over_images(values).outcome for values in samples]
+        assert 0.0145 < told.count("shown") / 2000 < 0.0355
+        assert 0.0145 < told.count("against") / 2000 < 0.0355
+
+    @pytest.mark.parametrize("images", [0, 1, 2, 4, 7])
+    def test_few_images_show_nothing(self, images: int) -> None:
+        mean = mean_over_images(np.append(np.full(images, 5.0), np.nan))
+        assert (mean.outcome, mean.n) == ("not measured", images)
+        assert mean.value == 5 or images == 0
+        assert mean_over_images(np.full(8, 5.0)).outcome == "shown"
+
+    def test_a_rare_event_that_did_not_happen_is_no_proof(self) -> None:
+        """Chance 0.1 for each of 15 images: with 0.9¹⁵ = 0.2 none happens, which is not evidence for less."""
+        missed = -np.full(15, 0.1)
+        assert mean_over_images(missed).outcome == "against"
+        assert mean_over_images(missed, least_variance=0.1 * 0.9).outcome == "not shown"
+        assert mean_over_images(np.full(15, 0.9), least_variance=0.1 * 0.9).outcome == "shown"
 
     @pytest.mark.parametrize(
         ("low", "high", "outcome"),
@@ -114,7 +137,7 @@ class TestIntervals:
         assert Mean(0.5, low, high, 5).outcome == outcome
 
     def test_too_few_have_no_interval(self) -> None:
-        assert bootstrap_mean(np.array([np.nan, 2.0])).as_dict() == {"value": 2.0, "low": None, "high": None, "n": 1}
+        assert mean_over_images(np.array([np.nan, 2.0])).as_dict() == {"value": 2.0, "low": None, "high": None, "n": 1}
         assert corrected_mean(np.array([2.0]), 0.25).outcome == "not measured"
 
 
@@ -546,6 +569,7 @@ class TestSeparation:
         )
         shuffled = Separation(rng.permuted(told.ais, axis=1), response, random)
         assert shuffled.lead().outcome == "not shown"
+        assert Separation(told.ais[:7], response[:7], random).lead().outcome == "not measured"
         response[4] = np.nan  # an image whose mask is on no cell
         assert Separation(told.ais, response, random).correlation().n == 29
 
@@ -599,9 +623,9 @@ MEANS = {
     "not measured": Mean(1, np.nan, np.nan, 4),
 }
 WORDED = {
-    "not shown": "it was not shown that ",
-    "against": "the opposite was shown of this: ",
-    "not measured": "it could not be measured whether ",
+    "not shown": "it was not shown that {}",
+    "against": "the opposite was shown of this: {}",
+    "not measured": "it could not be measured whether {} (4 images are too few)",
 }
 
 
@@ -625,7 +649,7 @@ class TestConclusion:
     @pytest.mark.parametrize("name", ESSENTIAL)
     def test_each_essential_check_is_needed(self, name: str, outcome: str) -> None:
         words = conclusion(findings(), checks_with({name: outcome}))
-        assert words == f"PASSED IN PART: {WORDED[outcome]}{ESSENTIAL[name]}."
+        assert words == f"PASSED IN PART: {WORDED[outcome].format(ESSENTIAL[name])}."
 
     def test_several_are_all_named(self) -> None:
         changed = {"deletion blurred centre": "against", "deletion mean random": "not shown"}
@@ -663,7 +687,8 @@ class TestConclusion:
     @pytest.mark.parametrize("outcome", ["not shown", "against", "not measured"])
     def test_a_head_that_does_not_predict_fails(self, outcome: str) -> None:
         words = conclusion(findings(), checks_with({"head predicts": outcome}))
-        assert words.startswith(f"FAILED: {WORDED[outcome]}the head predicts ratings of images it has not seen. Its ")
+        claim = "the head predicts ratings of images it has not seen"
+        assert words.startswith(f"FAILED: {WORDED[outcome].format(claim)}. Its heatmaps show what moves ")
 
     @pytest.mark.parametrize("outcome", ["shown", "not shown"])
     def test_what_is_taken_on_trust_is_said(self, outcome: str) -> None:
@@ -903,6 +928,8 @@ class TestJob:
             assert document["held_out"] is (name == "true")
             verdict = (tmp_path / name / "verdict.txt").read_text()
             assert ("taken as not seen in training" in verdict) is (name == "false")
+            assert "it could not be measured whether deleting by the heatmap (mean fill)" in verdict
+            assert "(2 images are too few)" in verdict
 
     def test_a_dry_run_writes_nothing(self, planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main([*arguments(planted, tmp_path / "out", "true"), "--dry-run"]) == 0
