@@ -43,7 +43,7 @@ from ais.ratings import Ratings, ratings_fingerprint, read_ratings
 from ais.runs import write_table
 from ais.storage import Folder, Storage, absolute
 from ais.validation.faithfulness import FILLS, InputMaps
-from ais.validation.intervals import ENOUGH_IMAGES, mean_over_images
+from ais.validation.intervals import ENOUGH_IMAGES, mean_over_images, mean_over_images_and_heads
 from ais.validation.localisation import localisation
 from ais.validation.measure import (
     TAIL_NUMBERS,
@@ -55,7 +55,7 @@ from ais.validation.measure import (
 from ais.validation.plots import cumulative_png, deletion_png
 from ais.validation.protocol import CumulativeCurve
 from ais.validation.separation import Separation, mask_on_cells
-from ais.validation.verdict import Findings, checks_of, conclusion, describe
+from ais.validation.verdict import Findings, checks_of, conclusion, describe, localisation_means
 
 _LEAST_PER_FOLD = 3
 _BATCH = 16
@@ -300,6 +300,7 @@ def measure(prepared: PreparedValidation, sample: Sample) -> Findings:
         protocol_refused=None if config.protocol else "protocol=false",
         heatmaps=heatmaps,
         curves=curves,
+        curved=curved,
         localisation=located,
         weighting=config.weighting,
         held_out=config.held_out,
@@ -359,7 +360,7 @@ def heatmap_figures(findings: Findings) -> dict[str, Any]:
     found = findings.heatmaps
     figures: dict[str, Any] = {
         "random_head_correlation": {
-            name: mean_over_images(each.random).as_dict() for name, each in found.agreement.items()
+            name: mean_over_images_and_heads(each.random_each).as_dict() for name, each in found.agreement.items()
         },
         "variant_correlation": {
             name: mean_over_images(each.variants).as_dict() for name, each in found.agreement.items()
@@ -367,11 +368,11 @@ def heatmap_figures(findings: Findings) -> dict[str, Any]:
         "plain_correlation": mean_over_images(found.plain_correlation).as_dict(),
         "pointing": {
             method: {
-                "hit_rate": mean_over_images(each.hits).as_dict(),
-                "overlap": mean_over_images(each.overlaps).as_dict(),
-                "chance": float(each.chance.mean()),
+                "hit_rate": hits.as_dict(),
+                "overlap": overlap.as_dict(),
+                "chance": float(findings.localisation[method].chance.mean()),
             }
-            for method, each in findings.localisation.items()
+            for method, (hits, overlap) in localisation_means(findings).items()
         },
     }
     if found.separation is not None:

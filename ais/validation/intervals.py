@@ -47,20 +47,49 @@ class Mean:
         return {name: None if np.isnan(value) else value for name, value in asdict(self).items()}
 
 
-def mean_over_images(values: np.ndarray, least_variance: float = 0.0) -> Mean:
+def mean_over_images(values: np.ndarray, heads: np.ndarray | None = None, least_variance: float = 0.0) -> Mean:
     """Mean over images with its Student-t interval.
+
+    Images that were compared with the same head are not independent: where ``heads`` are given, the interval is the
+    wider of that and the one over heads, from the cluster-robust variance of Liang and Zeger, *Longitudinal Data
+    Analysis Using Generalized Linear Models*, Biometrika 73, 1986, with H / (H - 1) and H - 1 degrees of freedom.
 
     Args:
         values: ``(N,)``; NaN where undefined, which leaves the image out.
+        heads: ``(N,)`` which of some heads drawn by chance each image was compared with.
         least_variance: of a value, known from elsewhere: a sample in which a rare event never happens shows less.
     """
-    defined = values[np.isfinite(values)]
+    kept = np.isfinite(values)
+    defined = values[kept]
     count = len(defined)
     value = float(defined.mean()) if count else np.nan
     if count < 2:
         return Mean.of_images(value, np.nan, np.nan, count)
     reach = _quantile(count - 1) * np.sqrt(max(defined.var(ddof=1), least_variance) / count)
+    if heads is not None:
+        reach = np.maximum(reach, _reach_over_heads(defined - value, heads[kept]))
     return Mean.of_images(value, float(value - reach), float(value + reach), count)
+
+
+def _reach_over_heads(centred: np.ndarray, heads: np.ndarray) -> float:
+    sums = np.bincount(heads, weights=centred)[np.unique(heads)]
+    if len(sums) < 2:
+        return np.nan  # one head says nothing of others
+    variance = len(sums) / (len(sums) - 1) * (sums**2).sum() / len(centred) ** 2
+    return _quantile(len(sums) - 1) * float(np.sqrt(variance))
+
+
+def mean_over_images_and_heads(values: np.ndarray) -> Mean:
+    """Mean over images and heads, each image with each head; the interval holds the choice of both.
+
+    Args:
+        values: ``(R, N)`` of R heads drawn by chance; an image with a NaN is left out.
+    """
+    defined = values[:, np.isfinite(values).all(0)]
+    over_images = mean_over_images(defined.mean(0))
+    spread = defined.mean(1).std(ddof=1) / np.sqrt(len(defined)) if over_images.n else np.nan
+    reach = np.hypot(over_images.high - over_images.value, _quantile(len(defined) - 1) * spread)
+    return Mean(over_images.value, over_images.value - reach, over_images.value + reach, over_images.n)
 
 
 def corrected_mean(differences: np.ndarray, test_over_train: float) -> Mean:

@@ -10,7 +10,7 @@ import numpy as np
 from ais.heatmaps import Weighting
 from ais.metrics import Interval
 from ais.validation.faithfulness import FILLS, Curves
-from ais.validation.intervals import ENOUGH_IMAGES, Mean, Outcome, mean_over_images
+from ais.validation.intervals import ENOUGH_IMAGES, Mean, Outcome, mean_over_images, mean_over_images_and_heads
 from ais.validation.localisation import Localisation
 from ais.validation.measure import BASELINES, HeadAgreement, Heatmaps
 from ais.validation.protocol import CumulativeCurve
@@ -54,6 +54,7 @@ class Findings:
         protocol_refused: why.
         heatmaps: of every method.
         curves: of deletion and insertion, by fill and method.
+        curved: ``(M,)`` which of the N images these are of.
         localisation: by method; empty where there are no masks.
         weighting: of the heatmaps.
         held_out: whether the head's record says that it was not fitted to these images; otherwise that is taken on
@@ -66,6 +67,7 @@ class Findings:
     protocol_refused: str | None
     heatmaps: Heatmaps
     curves: dict[str, dict[str, Curves]]
+    curved: np.ndarray
     localisation: dict[str, Localisation]
     weighting: Weighting
     held_out: bool
@@ -113,9 +115,9 @@ def checks_of(findings: Findings) -> list[Check]:
     return [
         *_prediction_checks(findings),
         *_protocol_checks(findings.protocol),
-        *_faithfulness_checks(findings.curves),
+        *_faithfulness_checks(findings),
         *_head_checks(findings.heatmaps.agreement[findings.weighting]),
-        *_localisation_checks(findings.localisation),
+        *_localisation_checks(findings),
         *_separation_checks(findings.heatmaps.separation),
     ]
 
@@ -165,25 +167,33 @@ def _protocol_checks(protocol: dict[str, CumulativeCurve]) -> list[Check]:
     return checks
 
 
-def _faithfulness_checks(found: dict[str, dict[str, Curves]]) -> list[Check]:
+def _heads_of(findings: Findings, method: str) -> np.ndarray | None:
+    """Which unfitted head each image's figure of a method is of, ``(N,)``, for those of such heads."""
+    return findings.heatmaps.random_head if method == "random head" else None
+
+
+def _faithfulness_checks(findings: Findings) -> list[Check]:
     checks = []
-    for fill, methods in found.items():
+    for fill, methods in findings.curves.items():
         areas = {method: curves.areas() for method, curves in methods.items()}
         for baseline, meaning in BASELINES.items():
+            heads = _heads_of(findings, baseline)
+            heads = None if heads is None else heads[findings.curved]
             for mode, sign, what in (("deletion", 1, "lowers the score sooner"), ("insertion", -1, "raises it sooner")):
                 lead = sign * (areas[baseline][mode] - areas["ais"][mode])
                 claim = f"{mode} by the heatmap, {fill} fill, {what} than by {baseline} ({meaning})"
-                checks.append(Check(f"{mode} {fill} {baseline}", claim, mean_over_images(lead)))
+                checks.append(Check(f"{mode} {fill} {baseline}", claim, mean_over_images(lead, heads)))
     return checks
 
 
 def _head_checks(found: HeadAgreement) -> list[Check]:
-    gap = found.variants - found.random
+    gap = found.variants - found.random_each
     claim = "heatmaps of the head's variants agree with each other more than with those of random heads (Spearman)"
-    return [Check("variants random head", claim, mean_over_images(gap))]
+    return [Check("variants random head", claim, mean_over_images_and_heads(gap))]
 
 
-def _localisation_checks(found: dict[str, Localisation]) -> list[Check]:
+def _localisation_checks(findings: Findings) -> list[Check]:
+    found = findings.localisation
     if not found:
         return []
     ours = found["ais"]
@@ -192,17 +202,17 @@ def _localisation_checks(found: dict[str, Localisation]) -> list[Check]:
     lead = mean_over_images(ours.hits - ours.chance, least_variance=by_chance)
     checks = [Check("pointing chance", _ESSENTIAL["pointing chance"], lead)]
     for baseline in BASELINES:
-        other = found[baseline]
+        other, heads = found[baseline], _heads_of(findings, baseline)
         checks += [
             Check(
                 f"pointing {baseline}",
                 f"heatmaps point into the masks more often than {baseline}",
-                mean_over_images(ours.hits - other.hits),
+                mean_over_images(ours.hits - other.hits, heads),
             ),
             Check(
                 f"overlap {baseline}",
                 f"the top of the heatmap overlaps the mask more than {baseline} (IoU)",
-                mean_over_images(ours.overlaps - other.overlaps),
+                mean_over_images(ours.overlaps - other.overlaps, heads),
             ),
         ]
     return checks
@@ -280,7 +290,7 @@ def _not_shown(mean: Mean, claim: str) -> str:
 
 
 def _too_few(mean: Mean) -> str:
-    return f" ({mean.n} images are too few)" if mean.n < ENOUGH_IMAGES else ""
+    return f" ({mean.n} images are too few)" if 0 < mean.n < ENOUGH_IMAGES else ""
 
 
 def describe(findings: Findings, checks: list[Check]) -> str:
@@ -297,13 +307,21 @@ def describe(findings: Findings, checks: list[Check]) -> str:
             f"AIS and response to the masks, unfitted heads: Spearman {random.mean():.3g} on average, "
             f"{random.min():.3g} to {random.max():.3g}"
         )
-    for method, found in findings.localisation.items():
-        hits, overlap = mean_over_images(found.hits), mean_over_images(found.overlaps)
+    for method, (hits, overlap) in localisation_means(findings).items():
         lines.append(f"masks, {method}: hit rate {_figures(hits)}, IoU {_figures(overlap)}")
     if not findings.held_out:
         lines.append(_ON_TRUST)
     lines.append(_EVERY_INTERVAL)
     return "\n".join(lines)
+
+
+def localisation_means(findings: Findings) -> dict[str, tuple[Mean, Mean]]:
+    """Hit rate and overlap of each method."""
+    means = {}
+    for method, found in findings.localisation.items():
+        heads = _heads_of(findings, method)
+        means[method] = mean_over_images(found.hits, heads), mean_over_images(found.overlaps, heads)
+    return means
 
 
 def describe_similarity(checks: list[Check]) -> str:
@@ -328,7 +346,7 @@ def _by_outcome(checks: list[Check]) -> list[str]:
 
 
 def _agreement(weighting: str, found: HeadAgreement) -> list[str]:
-    random, variants = mean_over_images(found.random), mean_over_images(found.variants)
+    random, variants = mean_over_images_and_heads(found.random_each), mean_over_images(found.variants)
     between = "" if np.isnan(variants.value) else f"; between the head's variants: {_figures(variants)}"
     return [f"rank correlation of {weighting} heatmaps with those of unfitted heads: {_figures(random)}{between}"]
 
