@@ -794,7 +794,8 @@ class ValidateConfig(_Section):
     )
     masks: Address | None = Field(
         default=None,
-        description="Folder with a mask for each image, under the same file name: white inside what matters.",
+        description="Folder with a mask for each image, under the same file name, which no two images may share: white"
+        " inside what matters.",
     )
     weighting: Literal["positive", "signed"] = Field(
         default="positive", description="Weights of the feature maps: max(AIS, 0), or AIS with its sign."

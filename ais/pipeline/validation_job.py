@@ -149,6 +149,8 @@ def prepare_validation(config: ValidateConfig) -> PreparedValidation:
     record, document = read_record(config.head, storage)
     model = resolve_model(config.backbone, config.preprocessing.mode, record, storage)
     rated = read_ratings(config.ratings.table(), storage)
+    if config.masks is not None:
+        _refuse_shared_masks(config.masks, rated)
     chosen = np.arange(len(rated))
     if not config.held_out:
         _refuse_own_ratings(config, document, rated)
@@ -177,6 +179,21 @@ def _refuse_own_ratings(config: ValidateConfig, head: dict[str, Any], rated: Rat
             f"held_out: false, but head {config.head!r} was fitted to {config.ratings.path!r}, whose images it has "
             "seen; held_out=true takes those of its test split, or give ratings of other images"
         )
+
+
+def _refuse_shared_masks(masks: str, rated: Ratings) -> None:
+    """Refuse images of the same file name, of which nothing says whose mask there is.
+
+    Of all rated images, chosen or not: the mask could be that of one that was not.
+    """
+    seen: dict[str, str] = {}
+    for address in rated.addresses.tolist():
+        name = posixpath.basename(address)
+        if (other := seen.setdefault(name, address)) != address:
+            raise RunError(
+                f"masks: {other!r} and {address!r} would share the mask {posixpath.join(masks, name)!r}; give rated "
+                "images file names of their own, and each its mask"
+            )
 
 
 def with_absolute_paths(config: ValidateConfig) -> ValidateConfig:

@@ -353,8 +353,11 @@ def _agreement(weighting: str, found: HeadAgreement) -> list[str]:
 
 def _head_note(findings: Findings) -> str | None:
     """Say why heatmaps hardly depend on the head, where they do not, and what would."""
-    random = {weighting: float(np.nanmean(found.random)) for weighting, found in findings.heatmaps.agreement.items()}
-    if random[findings.weighting] < _HARDLY_DEPENDS:
+    random = {
+        weighting: mean_over_images_and_heads(found.random_each).value
+        for weighting, found in findings.heatmaps.agreement.items()
+    }
+    if not random[findings.weighting] >= _HARDLY_DEPENDS:  # neither where it is NaN: nothing was measured
         return None
     why = "These heatmaps hardly depend on the head: its positive weights average to what all maps have in common."
     if findings.weighting == "positive" and random["signed"] < _HARDLY_DEPENDS:

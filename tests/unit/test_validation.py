@@ -559,6 +559,19 @@ class TestLocalisation:
         assert mask_overlap(heatmap, mask) == pytest.approx(1 / 3)
         assert np.isnan(mask_overlap(heatmap, np.isnan(heatmap)))
 
+    @pytest.mark.parametrize("flip", [(1, 1), (-1, 1), (1, -1), (-1, -1)])
+    def test_ties_overlap_as_by_chance_wherever_the_mask_is(self, flip: tuple[int, int]) -> None:
+        """Of 64 × 64 equal pixels, and of all but one, the 400 highest lie in the mask as often as any 400."""
+        mask = np.zeros((64, 64), bool)
+        mask[:20, :20] = True
+        mask = mask[:: flip[0], :: flip[1]]
+        share = 400 / 64**2
+        assert mask_overlap(np.zeros((64, 64), np.float32), mask) == pytest.approx(share / (2 - share))
+        peak = np.zeros((64, 64), np.float32)
+        peak[32, 32] = 1
+        common = 399 * 400 / (64**2 - 1)
+        assert mask_overlap(peak, mask) == pytest.approx(common / (800 - common))
+
     def test_placed_on_the_original(self) -> None:
         """The model saw the right half of a wide image; its map points at the lower right of it."""
         values = np.zeros((1, 2, 2), np.float32)
@@ -795,6 +808,19 @@ class TestChecks:
         assert unfitted.value == noise.value
         assert unfitted.high - unfitted.low > 1.2 * (noise.high - noise.low)
 
+    @pytest.mark.parametrize(("correlation", "said"), [(0.95, True), (0.5, False), (np.nan, False)])
+    def test_heatmaps_that_hardly_depend_on_the_head(self, correlation: float, said: bool) -> None:
+        found = findings()
+        agreement = {
+            "positive": HeadAgreement(np.full((8, 12), correlation), np.full(12, 0.9)),
+            "signed": HeadAgreement(np.full((8, 12), correlation / 2), np.full(12, 0.9)),
+        }
+        found = replace(found, heatmaps=replace(found.heatmaps, agreement=agreement))
+        words = describe(found, checks_of(found))
+        assert ("These heatmaps hardly depend on the head" in words) is said
+        assert ("With weighting=signed, maps that lower the score cancel it" in words) is said
+        assert ("positive heatmaps with those of unfitted heads: undefined" in words) is bool(np.isnan(correlation))
+
     def test_described_under_their_outcomes(self) -> None:
         lines = describe(findings(), checks_of(findings())).split("\n")
         assert lines[0].startswith("PASSED: ")
@@ -961,6 +987,16 @@ class TestJob:
         with pytest.raises(RunError, match=r"masks: '.*planted-\d+.png' cannot be read: not found"):
             main(arguments(planted, tmp_path, "true", f"masks={tmp_path}"))
         assert not (tmp_path / "validation.json").exists()
+
+    def test_images_that_would_share_a_mask_are_refused(self, planted: Path, tmp_path: Path) -> None:
+        rows = list(csv.reader((planted / "true.csv").open()))
+        rows.append([f"other/{Path(rows[7][0]).name}", "3"])
+        with (planted / "repeated.csv").open("w") as file:
+            csv.writer(file).writerows(rows)
+        more = [f"ratings.path={planted}/repeated.csv", "--dry-run"]
+        with pytest.raises(RunError, match=r"masks: '.*/images/(.*)' and '.*/other/\1' would share the mask '.*/m/\1'"):
+            main([*arguments(planted, tmp_path, "true", f"masks={tmp_path}/m"), *more])
+        assert main([*arguments(planted, tmp_path, "true"), *more]) == 0
 
     def test_ratings_that_the_head_was_fitted_to_are_refused(
         self, planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
