@@ -45,7 +45,7 @@ from ais.validation.faithfulness import (
 )
 from ais.validation.heads import correlation_between, correlation_with_each, random_heads, rank_correlation
 from ais.validation.intervals import Mean, corrected_mean, mean_over_images, mean_over_images_and_heads
-from ais.validation.localisation import localisation, mask_overlap
+from ais.validation.localisation import Localisation, localisation, mask_overlap
 from ais.validation.measure import BASELINES, HeadAgreement, Heatmaps, Subject, run_ratings_protocol
 from ais.validation.protocol import (
     Coordinates,
@@ -793,6 +793,20 @@ class TestChecks:
         told = {check.outcome for check in checks if check.name.startswith(("deletion", "insertion"))}
         assert told == {"against"}
         assert "the opposite was shown of this: deleting by the heatmap (blurred fill)" in conclusion(found, checks)
+
+    @pytest.mark.parametrize(("hit", "outcome"), [(1.0, "shown"), (0.0, "not shown")])
+    def test_pointing(self, hit: float, outcome: str) -> None:
+        """All of twelve hit where chance is 0.1 is evidence; none hit is not, as chance alone gives that in 28%."""
+        unfitted = np.tile([hit, 1 - hit], 6)
+        ours = Localisation(np.full(12, hit), np.linspace(0.4, 0.5, 12), np.full(12, 0.1))
+        theirs = Localisation(unfitted, np.linspace(0.2, 0.4, 12), np.full(12, 0.1))
+        located = {"ais": ours, **dict.fromkeys(BASELINES, theirs)}
+        checks = {check.name: check.mean for check in checks_of(replace(findings(), localisation=located))}
+        assert checks["pointing chance"].outcome == outcome
+        assert checks["pointing chance"].value == pytest.approx(hit - 0.1)
+        for baseline in BASELINES:
+            assert checks[f"pointing {baseline}"].value == pytest.approx(hit - 0.5)
+            assert checks[f"overlap {baseline}"].outcome == "shown"
 
     def test_against_unfitted_heads_the_choice_of_heads_counts(self) -> None:
         """Images of the same head are led by as much: only those of unfitted heads know of it."""
