@@ -171,9 +171,25 @@ def top_overlap(first: NDArray[np.floating], second: NDArray[np.floating], share
         raise ValueError(f"share is {share}; it lies between 0 and 1, such as 0.1")
     a, b = _flat_pair(first, second)
     count = max(1, round(share * a.shape[1]))
-    in_a, in_b = _top_membership(a, count), _top_membership(b, count)
+    in_a, in_b = top_membership(a, count), top_membership(b, count)
     overlap = np.minimum(in_a, in_b).sum(1) / np.maximum(in_a, in_b).sum(1)
     return np.where(_constant(a) | _constant(b), np.nan, overlap)
+
+
+def top_membership(flat: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """Membership ``(N, P)``, in [0, 1] with sum ``count``, in the ``count`` highest cells.
+
+    Cells that tie for the last places share them: which of them come first in memory must not matter.
+
+    Args:
+        flat: ``(N, P)``.
+        count: from 1 to P.
+    """
+    last = -np.partition(-flat, count - 1, axis=1)[:, count - 1, None]
+    rounding = _ROUNDING * np.abs(flat).max(1, keepdims=True)
+    above, tied = flat > last + rounding, np.abs(flat - last) <= rounding
+    places_left = count - above.sum(1, keepdims=True)
+    return above + tied * (places_left / tied.sum(1, keepdims=True))
 
 
 def _pair(first: NDArray[np.floating], second: NDArray[np.floating]) -> Sequence[NDArray[np.float64]]:
@@ -234,12 +250,3 @@ def _transport_cost(excess: NDArray[np.float64], places: NDArray[np.float64]) ->
     if not result.success:
         raise ArithmeticError(f"the transport of {len(sources)} to {len(sinks)} cells was not solved: {result.message}")
     return float(result.fun)
-
-
-def _top_membership(flat: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """Membership ``(N, P)``, in [0, 1] with sum ``count``, in the ``count`` highest cells."""
-    last = -np.partition(-flat, count - 1, axis=1)[:, count - 1, None]
-    rounding = _ROUNDING * np.abs(flat).max(1, keepdims=True)
-    above, tied = flat > last + rounding, np.abs(flat - last) <= rounding
-    places_left = count - above.sum(1, keepdims=True)
-    return above + tied * (places_left / tied.sum(1, keepdims=True))

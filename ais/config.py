@@ -662,7 +662,6 @@ class CompareConfig(_Section):
     top_share: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.1, description="Share of the cells that count as highest in top_overlap."
     )
-    resamples: Count = Field(default=1000, description="Bootstrap resamples of the images, for the intervals.")
     storage: StorageConfig = StorageConfig()
 
     def _conflicts(self) -> Iterator[_Conflict]:
@@ -802,11 +801,12 @@ class ValidateConfig(_Section):
     held_out: bool = Field(
         default=True,
         description="Use only those rated images that are in the head's test split; false: all, for ratings of images"
-        " that the head was not trained on.",
+        " that the head was not trained on. The table that it was fitted to is refused.",
     )
     masks: Address | None = Field(
         default=None,
-        description="Folder with a mask for each image, under the same file name: white inside what matters.",
+        description="Folder with a mask for each image, under the same file name, which no two images may share: white"
+        " inside what matters.",
     )
     weighting: Literal["positive", "signed"] = Field(
         default="positive", description="Weights of the feature maps: max(AIS, 0), or AIS with its sign."
@@ -823,7 +823,9 @@ class ValidateConfig(_Section):
         default=300, description="Rated images used, at most; more are drawn from by chance."
     )
     images_limit: Annotated[int, Field(ge=2)] = Field(
-        default=64, description="Of these, images whose heatmaps are tested by deletion and insertion, at most."
+        default=64,
+        description="Of these, images whose heatmaps are tested by deletion and insertion, at most. Fewer than 8 show"
+        " nothing.",
     )
     steps: Annotated[int, Field(ge=2)] = Field(
         default=16,
@@ -932,7 +934,7 @@ class ValidateDemoConfig(_Section):
     fit: FitConfig = FitConfig(variants=3, weight_decay=1.0)
     weighting: Literal["positive", "signed"] = Field(default="signed", description="Weights of the feature maps.")
     images_limit: Annotated[int, Field(ge=2)] = Field(
-        default=10, description="Images whose heatmaps are tested by deletion and insertion."
+        default=10, description="Images whose heatmaps are tested by deletion and insertion; fewer than 8 show nothing."
     )
     steps: Annotated[int, Field(ge=2)] = Field(default=5, description="Steps of a deletion or insertion curve.")
     storage: StorageConfig = StorageConfig()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import posixpath
 from collections import Counter
 from collections.abc import Sequence
@@ -113,6 +114,14 @@ def read_ratings(config: RatingsConfig, storage: Storage) -> Ratings:
     )
     _check_usable(ratings, config)
     return ratings
+
+
+def ratings_fingerprint(ratings: Ratings) -> str:
+    """SHA-256 of addresses, scores and splits, in their order."""
+    digest = hashlib.sha256()
+    for column in (ratings.addresses, ratings.scores, ratings.splits):
+        digest.update(b"\0" if column is None else "\n".join(map(repr, column.tolist())).encode())
+    return digest.hexdigest()
 
 
 def _read_table(config: RatingsConfig, storage: Storage) -> pa.Table:

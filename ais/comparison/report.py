@@ -56,9 +56,7 @@ def write_report(
     """
     if (output / "summary.json").exists():
         (output / "summary.json").remove()  # of an earlier comparison, which is being replaced
-    means = [
-        {metric: mean_agreement(values, config.resamples) for metric, values in pair.values.items()} for pair in pairs
-    ]
+    means = [{metric: mean_agreement(values) for metric, values in pair.values.items()} for pair in pairs]
     write_table(output / "agreement.parquet", pa.concat_tables([_agreement_table(pair) for pair in pairs]))
     write_table(output / "matrices.parquet", _matrices_table(pairs, means))
     names = [run.name for run in runs]
@@ -126,7 +124,7 @@ def _summary(
         "runs": [run.facts() for run in runs],
         "grid": {"resolution": config.resolution, "covers": "what both runs looked at of an image"},
         "top_share": config.top_share,
-        "intervals": f"95%, percentile bootstrap of {config.resamples} resamples of the images",
+        "intervals": "95%, Student's t over images",
         "metrics": METRICS,
         "pairs": [
             {

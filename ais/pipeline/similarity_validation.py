@@ -126,7 +126,7 @@ def measure(prepared: PreparedSimilarityValidation, pixels: np.ndarray) -> Simil
     intact, protocol = run_similarity_protocol(
         network, pixels, prepared.human, config.folds, config.seeds, config.protocol_counts
     )
-    return SimilarityFindings(Mean(*agreement_interval(intact, prepared.human), len(intact)), protocol)
+    return SimilarityFindings(Mean.of_images(*agreement_interval(intact, prepared.human), len(intact)), protocol)
 
 
 def write_validation(prepared: PreparedSimilarityValidation, pixels: np.ndarray, findings: SimilarityFindings) -> str:

@@ -29,7 +29,7 @@ import torch
 
 from ais.backbones import TailKind
 from ais.config import ValidateConfig, to_yaml
-from ais.errors import ImageError, RatingsError, RunError
+from ais.errors import ConfigError, ImageError, RatingsError, RunError
 from ais.explainer import geometry_of
 from ais.heads import HeadSource, check_belongs, read_record
 from ais.heatmaps import heatmap_boxes
@@ -39,11 +39,11 @@ from ais.pipeline.columns import unpack
 from ais.pipeline.explain import choose_device
 from ais.pipeline.fetch import FetchDecode, read_image
 from ais.pipeline.prepare import Model, resolve_model, storage_of, versions
-from ais.ratings import read_ratings
+from ais.ratings import Ratings, ratings_fingerprint, read_ratings
 from ais.runs import write_table
 from ais.storage import Folder, Storage, absolute
 from ais.validation.faithfulness import FILLS, InputMaps
-from ais.validation.intervals import bootstrap_mean
+from ais.validation.intervals import ENOUGH_IMAGES, mean_over_images, mean_over_images_and_heads
 from ais.validation.localisation import localisation
 from ais.validation.measure import (
     TAIL_NUMBERS,
@@ -55,7 +55,7 @@ from ais.validation.measure import (
 from ais.validation.plots import cumulative_png, deletion_png
 from ais.validation.protocol import CumulativeCurve
 from ais.validation.separation import Separation, mask_on_cells
-from ais.validation.verdict import Findings, checks_of, conclusion, describe
+from ais.validation.verdict import Findings, checks_of, conclusion, describe, localisation_means
 
 _LEAST_PER_FOLD = 3
 _BATCH = 16
@@ -146,11 +146,15 @@ def prepare_validation(config: ValidateConfig) -> PreparedValidation:
     storage = storage_of(config.storage)
     config = with_absolute_paths(config)
     assert config.head is not None, "refused before"
-    record, _ = read_record(config.head, storage)
+    record, document = read_record(config.head, storage)
     model = resolve_model(config.backbone, config.preprocessing.mode, record, storage)
     rated = read_ratings(config.ratings.table(), storage)
+    if config.masks is not None:
+        _refuse_shared_masks(config.masks, rated)
     chosen = np.arange(len(rated))
-    if config.held_out:
+    if not config.held_out:
+        _refuse_own_ratings(config, document, rated)
+    else:
         chosen = np.flatnonzero(np.isin(rated.images, _test_split(config.head, storage)))
     if len(chosen) > config.protocol_images:
         random = np.random.default_rng([config.seed, 2])
@@ -165,6 +169,31 @@ def prepare_validation(config: ValidateConfig) -> PreparedValidation:
     return PreparedValidation(
         config, storage, model, record.sha256, rated.images[chosen], rated.addresses[chosen], rated.scores[chosen]
     )
+
+
+def _refuse_own_ratings(config: ValidateConfig, head: dict[str, Any], rated: Ratings) -> None:
+    """Refuse the very table that the head was fitted to; a part of it, or a changed one, cannot be told."""
+    identity = head.get("identity")
+    if isinstance(identity, dict) and identity.get("ratings") == ratings_fingerprint(rated):
+        raise ConfigError(
+            f"held_out: false, but head {config.head!r} was fitted to {config.ratings.path!r}, whose images it has "
+            "seen; held_out=true takes those of its test split, or give ratings of other images"
+        )
+
+
+def _refuse_shared_masks(masks: str, rated: Ratings) -> None:
+    """Refuse images of the same file name, of which nothing says whose mask there is.
+
+    Of all rated images, chosen or not: the mask could be that of one that was not.
+    """
+    seen: dict[str, str] = {}
+    for address in rated.addresses.tolist():
+        name = posixpath.basename(address)
+        if (other := seen.setdefault(name, address)) != address:
+            raise RunError(
+                f"masks: {other!r} and {address!r} would share the mask {posixpath.join(masks, name)!r}; give rated "
+                "images file names of their own, and each its mask"
+            )
 
 
 def with_absolute_paths(config: ValidateConfig) -> ValidateConfig:
@@ -288,8 +317,10 @@ def measure(prepared: PreparedValidation, sample: Sample) -> Findings:
         protocol_refused=None if config.protocol else "protocol=false",
         heatmaps=heatmaps,
         curves=curves,
+        curved=curved,
         localisation=located,
         weighting=config.weighting,
+        held_out=config.held_out,
     )
 
 
@@ -324,10 +355,12 @@ def write_validation(prepared: PreparedValidation, sample: Sample, findings: Fin
         "checks": [check.as_dict() for check in checks],
         "prediction": {name: interval.as_dict() for name, interval in findings.prediction.items()},
         "images": {"rated": len(images), "curved": len(sample.curved), "unreadable": len(sample.unreadable)},
+        "held_out": findings.held_out,
         "protocol_refused": findings.protocol_refused,
         "weighting": findings.weighting,
         "heatmaps": heatmap_figures(findings),
-        "intervals": "95%; protocol: corrected resampled t-test (Nadeau and Bengio 2003); images: percentile bootstrap",
+        "intervals": "95%; protocol: corrected resampled t-test (Nadeau and Bengio 2003); means over images: Student's "
+        f"t, correlations: percentile bootstrap, neither of fewer than {ENOUGH_IMAGES}",
         "backbone": model.source.spec.name,
         "layer": model.layer.name,
         "weights": model.weights.as_dict(),
@@ -344,19 +377,19 @@ def heatmap_figures(findings: Findings) -> dict[str, Any]:
     found = findings.heatmaps
     figures: dict[str, Any] = {
         "random_head_correlation": {
-            name: bootstrap_mean(each.random).as_dict() for name, each in found.agreement.items()
+            name: mean_over_images_and_heads(each.random_each).as_dict() for name, each in found.agreement.items()
         },
         "variant_correlation": {
-            name: bootstrap_mean(each.variants).as_dict() for name, each in found.agreement.items()
+            name: mean_over_images(each.variants).as_dict() for name, each in found.agreement.items()
         },
-        "plain_correlation": bootstrap_mean(found.plain_correlation).as_dict(),
+        "plain_correlation": mean_over_images(found.plain_correlation).as_dict(),
         "pointing": {
             method: {
-                "hit_rate": bootstrap_mean(each.hits).as_dict(),
-                "overlap": bootstrap_mean(each.overlaps).as_dict(),
-                "chance": float(each.chance.mean()),
+                "hit_rate": hits.as_dict(),
+                "overlap": overlap.as_dict(),
+                "chance": float(findings.localisation[method].chance.mean()),
             }
-            for method, each in findings.localisation.items()
+            for method, (hits, overlap) in localisation_means(findings).items()
         },
     }
     if found.separation is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import posixpath
 from collections import Counter
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from ais.embeddings import EmbeddingCache, Key
 from ais.errors import RunError
 from ais.heads import RECORD_FILE, read_record
 from ais.listing import ListedImage, look_up
-from ais.ratings import Ratings, read_ratings
+from ais.ratings import Ratings, ratings_fingerprint, read_ratings
 from ais.runs import write_table
 from ais.storage import Folder, Storage, absolute
 from ais.training.fit import FitPlan
@@ -154,14 +153,6 @@ def prepare_training(config: TrainConfig, spec: BackboneSpec | None = None) -> P
         cache_address = posixpath.join(cache_address, "scaled-jpeg")  # other pixels, other embeddings
     cache = EmbeddingCache(cache_address, embedding_fingerprint(spec, weights, mode), storage)
     return PreparedTraining(config, storage, ratings, spec, weights, cache, identity)
-
-
-def ratings_fingerprint(ratings: Ratings) -> str:
-    """SHA-256 of addresses, scores and splits, in their order."""
-    digest = hashlib.sha256()
-    for column in (ratings.addresses, ratings.scores, ratings.splits):
-        digest.update(b"\0" if column is None else "\n".join(map(repr, column.tolist())).encode())
-    return digest.hexdigest()
 
 
 def list_rated(ratings: Ratings, storage: Storage) -> list[ListedImage]:

@@ -69,8 +69,8 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def correlation_with_each(heatmaps: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Mean rank correlation ``(B,)`` of heatmaps ``(B, h, w)`` with those of other heads ``(K, B, h, w)``."""
-    return np.mean([rank_correlation(heatmaps, other) for other in others], axis=0)
+    """Rank correlation ``(K, B)`` of heatmaps ``(B, h, w)`` with those of each of other heads ``(K, B, h, w)``."""
+    return np.stack([rank_correlation(heatmaps, other) for other in others])
 
 
 def correlation_between(variants: np.ndarray) -> np.ndarray:

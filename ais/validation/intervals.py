@@ -9,8 +9,9 @@ import numpy as np
 from scipy import stats
 
 Outcome = Literal["shown", "not shown", "against", "not measured"]
+# Of fewer, whatever the interval, nothing is said to be shown: its assumptions cannot be looked at.
+ENOUGH_IMAGES = 8
 _CONFIDENCE = 0.95
-_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,11 @@ class Mean:
     high: float
     n: int
 
+    @classmethod
+    def of_images(cls, value: float, low: float, high: float, n: int) -> Mean:
+        """The same over ``n`` images; without an interval where these are fewer than `ENOUGH_IMAGES`."""
+        return cls(value, low, high, n) if n >= ENOUGH_IMAGES else cls(value, np.nan, np.nan, n)
+
     @property
     def outcome(self) -> Outcome:
         """Whether the interval lies above zero (shown), below (against), or holds it (not shown)."""
@@ -41,23 +47,49 @@ class Mean:
         return {name: None if np.isnan(value) else value for name, value in asdict(self).items()}
 
 
-def bootstrap_mean(values: np.ndarray, seed: int = 0) -> Mean:
-    """Mean over images with its percentile bootstrap interval.
+def mean_over_images(values: np.ndarray, heads: np.ndarray | None = None, least_variance: float = 0.0) -> Mean:
+    """Mean over images with its Student-t interval.
 
-    Efron and Tibshirani, *An Introduction to the Bootstrap*, 1993, chapter 13.
+    Images that were compared with the same head are not independent: where ``heads`` are given, the interval is the
+    wider of that and the one over heads, from the cluster-robust variance of Liang and Zeger, *Longitudinal Data
+    Analysis Using Generalized Linear Models*, Biometrika 73, 1986, with H / (H - 1) and H - 1 degrees of freedom.
 
     Args:
         values: ``(N,)``; NaN where undefined, which leaves the image out.
-        seed: of the resampling.
+        heads: ``(N,)`` which of some heads drawn by chance each image was compared with.
+        least_variance: of a value, known from elsewhere: a sample in which a rare event never happens shows less.
     """
-    defined = values[np.isfinite(values)]
-    value = float(defined.mean()) if len(defined) else np.nan
-    if len(defined) < 2:
-        return Mean(value, np.nan, np.nan, len(defined))
-    picks = np.random.default_rng(seed).integers(len(defined), size=(_RESAMPLES, len(defined)))
-    tail = (1 - _CONFIDENCE) / 2
-    low, high = np.quantile(defined[picks].mean(1), [tail, 1 - tail])
-    return Mean(value, float(low), float(high), len(defined))
+    kept = np.isfinite(values)
+    defined = values[kept]
+    count = len(defined)
+    value = float(defined.mean()) if count else np.nan
+    if count < 2:
+        return Mean.of_images(value, np.nan, np.nan, count)
+    reach = _quantile(count - 1) * np.sqrt(max(defined.var(ddof=1), least_variance) / count)
+    if heads is not None:
+        reach = np.maximum(reach, _reach_over_heads(defined - value, heads[kept]))
+    return Mean.of_images(value, float(value - reach), float(value + reach), count)
+
+
+def _reach_over_heads(centred: np.ndarray, heads: np.ndarray) -> float:
+    sums = np.bincount(heads, weights=centred)[np.unique(heads)]
+    if len(sums) < 2:
+        return np.nan  # one head says nothing of others
+    variance = len(sums) / (len(sums) - 1) * (sums**2).sum() / len(centred) ** 2
+    return _quantile(len(sums) - 1) * float(np.sqrt(variance))
+
+
+def mean_over_images_and_heads(values: np.ndarray) -> Mean:
+    """Mean over images and heads, each image with each head; the interval holds the choice of both.
+
+    Args:
+        values: ``(R, N)`` of R heads drawn by chance; an image with a NaN is left out.
+    """
+    defined = values[:, np.isfinite(values).all(0)]
+    over_images = mean_over_images(defined.mean(0))
+    spread = defined.mean(1).std(ddof=1) / np.sqrt(len(defined)) if over_images.n else np.nan
+    reach = np.hypot(over_images.high - over_images.value, _quantile(len(defined) - 1) * spread)
+    return Mean(over_images.value, over_images.value - reach, over_images.value + reach, over_images.n)
 
 
 def corrected_mean(differences: np.ndarray, test_over_train: float) -> Mean:
@@ -77,5 +109,9 @@ def corrected_mean(differences: np.ndarray, test_over_train: float) -> Mean:
     if fits < 2:
         return Mean(value, np.nan, np.nan, fits)
     spread = np.sqrt((1 / fits + test_over_train) * differences.var(ddof=1))
-    reach = float(stats.t.ppf(0.5 + _CONFIDENCE / 2, fits - 1) * spread)
+    reach = _quantile(fits - 1) * float(spread)
     return Mean(value, value - reach, value + reach, fits)
+
+
+def _quantile(degrees: int) -> float:
+    return float(stats.t.ppf(0.5 + _CONFIDENCE / 2, degrees))

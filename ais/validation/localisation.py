@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ais.agreement import top_membership
 from ais.heatmaps import heatmap_boxes, place_on_image
 from ais.metrics import pointing_chance, pointing_hit
 from ais.validation.faithfulness import InputMaps
@@ -47,6 +48,8 @@ def localisation(maps: InputMaps, boxes: np.ndarray, input_size: int, masks: lis
 def mask_overlap(heatmap: np.ndarray, mask: np.ndarray) -> float:
     """Intersection over union of the mask and as many of the highest pixels, in [0, 1].
 
+    Pixels that tie for the last places share them, so that a constant heatmap overlaps as pixels drawn at random.
+
     Args:
         heatmap: ``(H, W)``, NaN where the model did not look; such pixels are left out, of the mask too.
         mask: ``(H, W)``, True inside the object.
@@ -59,6 +62,6 @@ def mask_overlap(heatmap: np.ndarray, mask: np.ndarray) -> float:
     count = int(inside.sum())
     if count == 0:
         return np.nan
-    highest = np.argpartition(-heatmap[looked_at], count - 1)[:count]
-    common = int(inside[highest].sum())
+    highest = top_membership(heatmap[None, looked_at].astype(np.float64), count)[0]
+    common = float(highest[inside].sum())
     return common / (2 * count - common)

@@ -179,12 +179,17 @@ class HeadAgreement:
     """Rank correlations between heatmaps, with one weighting of the maps.
 
     Args:
-        random: ``(N,)`` mean over the unfitted heads, with the head's own heatmap.
+        random_each: ``(R, N)`` of the head's own heatmap with that of each unfitted head.
         variants: ``(N,)`` mean over every two variants of the head; NaN for a single one.
     """
 
-    random: np.ndarray
+    random_each: np.ndarray
     variants: np.ndarray
+
+    @property
+    def random(self) -> np.ndarray:
+        """Mean over the unfitted heads, ``(N,)``."""
+        return np.asarray(self.random_each.mean(0))
 
 
 @dataclass(frozen=True)
@@ -194,6 +199,7 @@ class Heatmaps:
     Args:
         scores: ``(N,)`` float64, intact.
         maps: by method, ``"ais"`` first, then `BASELINES`.
+        random_head: ``(N,)`` which of the R unfitted heads each image's map of that baseline is of.
         agreement: by weighting, whichever the heatmaps themselves have.
         plain_correlation: ``(N,)`` rank correlation with the sum of all rectified maps, every one with the same weight.
         separation: of the maps by their AIS; ``None`` without masks.
@@ -201,6 +207,7 @@ class Heatmaps:
 
     scores: np.ndarray
     maps: dict[str, InputMaps]
+    random_head: np.ndarray
     agreement: dict[Weighting, HeadAgreement]
     plain_correlation: np.ndarray
     separation: Separation | None
@@ -232,12 +239,13 @@ def make_heatmaps(subject: Subject, pixels: np.ndarray, inside: np.ndarray | Non
     count, own = len(pixels), len(subject.head.variants)
     on_layer = InputMaps(ours[:, _WEIGHTINGS.index(subject.weighting)], layer.extent)
     random = each[subject.weighting][own:]
+    # One random head for each image in turn: what one of them happens to point at should not decide.
+    random_head = np.arange(count) % len(random)
     maps = {
         "ais": on_layer,
         "random": random_maps(on_layer, seed),
         "centre": centre_bias(count, subject.backbone.spec.input_size),
-        # One random head for each image in turn: what one of them happens to point at should not decide.
-        "random head": InputMaps(random[np.arange(count) % len(random), np.arange(count)], layer.extent),
+        "random head": InputMaps(random[random_head, np.arange(count)], layer.extent),
         "Grad-CAM": InputMaps(cam, layer.extent),
     }
     agreement = {
@@ -253,7 +261,7 @@ def make_heatmaps(subject: Subject, pixels: np.ndarray, inside: np.ndarray | Non
             np.concatenate([part.response for part in parts]),
             np.sum([part.random_effects for part in parts], axis=0) / count,
         )
-    return Heatmaps(scores, maps, agreement, rank_correlation(on_layer.values, plain), separation)
+    return Heatmaps(scores, maps, random_head, agreement, rank_correlation(on_layer.values, plain), separation)
 
 
 def follow_curves(

@@ -12,7 +12,7 @@ from scipy import stats
 from scipy.stats import rankdata
 
 from ais.importance.similarity import pearson
-from ais.validation.intervals import Mean
+from ais.validation.intervals import ENOUGH_IMAGES, Mean
 
 _RESAMPLES = 500
 
@@ -75,14 +75,17 @@ class Separation:
     random_ais: np.ndarray
 
     def correlation(self, seed: int = 0) -> Mean:
-        """Spearman correlation, over maps, of mean AIS and mean response; percentile bootstrap over images."""
+        """Spearman correlation, over maps, of mean AIS and mean response; percentile bootstrap over images.
+
+        No interval for fewer than `ENOUGH_IMAGES`.
+        """
         kept = np.isfinite(self.response).all(1)
         count = int(kept.sum())
         if count == 0:
             return Mean(np.nan, np.nan, np.nan, 0)
         ais, response = self.ais[kept].astype(np.float64), self.response[kept]
         value = float(_rank_correlation(ais.mean(0), response.mean(0)))
-        if count < 2:
+        if count < ENOUGH_IMAGES:
             return Mean(value, np.nan, np.nan, count)
         weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=_RESAMPLES) / count
         low, high = np.quantile(_rank_correlation(weights @ ais, weights @ response), [0.025, 0.975])

@@ -64,7 +64,8 @@ def summarise(folder: Path, backbones: Sequence[str]) -> str:
         _table("head fitted to ratings", [name for name, _ in heads], rows),
         _table("similarity judgments", [name for name, _ in maps], similar),
         _table("heatmaps of two backbones", list(_METRICS), agreement),
-        "✓ shown, – not shown, ✗ shown against: the 95% interval lies above zero, holds it, lies below it.",
+        "✓ shown, – not shown, ✗ the opposite shown: the 95% interval lies above zero, holds it, lies below it; ? not "
+        "measured.",
         "\n".join(f"{name}: {document['conclusion']}" for name, document in heads),
         "\n".join(f"{name}, similarity: {document['conclusion']}" for name, document in maps),
     ]

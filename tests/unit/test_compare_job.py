@@ -109,7 +109,7 @@ def random_heatmaps(seed: int, side: int = 7) -> np.ndarray:
 
 def compare(runs: Sequence[str], output: Path, *overrides: str) -> tuple[dict, list[dict]]:
     """Run the job; return the summary and the rows of ``agreement.parquet``."""
-    assert main([f"runs=[{','.join(runs)}]", f"output={output}", "resamples=50", *overrides]) == 0
+    assert main([f"runs=[{','.join(runs)}]", f"output={output}", *overrides]) == 0
     summary = json.loads((output / "summary.json").read_text())
     return summary, pq.read_table(output / "agreement.parquet").to_pylist()
 
@@ -247,7 +247,7 @@ def test_what_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     )
     assert pq.read_schema(out / "agreement.parquet").names == ["uri", "etag", "run_a", "run_b", *METRICS]
     of_a_and_c = [row["ssim"] for row in table if (row["run_a"], row["run_b"]) == ("a", "c")]
-    expected = mean_agreement(np.array(of_a_and_c), resamples=50).as_dict()
+    expected = mean_agreement(np.array(of_a_and_c)).as_dict()
     assert summary["pairs"][1]["agreement"]["ssim"] == expected
     matrices = pq.read_table(out / "matrices.parquet").to_pylist()
     assert len(matrices) == len(METRICS) * 6
@@ -385,13 +385,16 @@ class TestMeanAgreement:
         mean = mean_agreement(np.concatenate([values, [np.nan] * 7]))
         assert (mean.mean, mean.n, mean.undefined) == (pytest.approx(values.mean()), 400, 7)
         reach = 1.96 * values.std() / np.sqrt(400)
-        # The normal interval, which that of the bootstrap comes near for a mean of 400.
-        assert mean.low == pytest.approx(values.mean() - reach, abs=0.1 * reach)
-        assert mean.high == pytest.approx(values.mean() + reach, abs=0.1 * reach)
+        # The normal interval, which Student's comes near for a mean of 400.
+        assert mean.low == pytest.approx(values.mean() - reach, abs=0.01 * reach)
+        assert mean.high == pytest.approx(values.mean() + reach, abs=0.01 * reach)
 
     def test_by_hand(self) -> None:
-        mean = mean_agreement(np.array([0.0, 1.0]), resamples=1000)
-        assert (mean.mean, mean.low, mean.high) == (0.5, 0, 1)  # a quarter of the resamples are all 0 or all 1
+        """Variance 1/3 of four values: standard error √(1/12), three degrees of freedom."""
+        mean = mean_agreement(np.array([0.0, 1.0, 1.0, 0.0]))
+        assert mean.mean == 0.5
+        assert mean.high - 0.5 == pytest.approx(3.18245 * np.sqrt(1 / 12), rel=1e-5)
+        assert 0.5 - mean.low == pytest.approx(mean.high - 0.5)
 
     def test_too_few_for_an_interval(self) -> None:
         assert mean_agreement(np.array([0.25, np.nan])).as_dict() == {
@@ -400,12 +403,6 @@ class TestMeanAgreement:
         assert mean_agreement(np.array([np.nan])).as_dict() == {
             "mean": None, "low": None, "high": None, "n": 0, "undefined": 1,
         }  # fmt: skip
-
-    def test_resampled_in_parts_it_is_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        values = np.random.default_rng(1).normal(size=30)
-        whole = mean_agreement(values, resamples=100)
-        monkeypatch.setattr("ais.comparison.pairs._RESAMPLED_VALUES_AT_ONCE", 70)
-        assert mean_agreement(values, resamples=100) == whole
 
 
 def test_the_production_example_loads() -> None:
