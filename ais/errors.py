@@ -1,7 +1,7 @@
 """Every error a user can cause, as one small family.
 
-A message says what was found, where, and the way out. Jobs print it without a traceback and exit with 2
-(nothing was started), 3 (somebody else is at it) or 1 (work was started and did not end well); the library raises it.
+A message says what was found, where, and the way out. Jobs print it without a traceback and exit with 2 (the same
+command would fail again), 3 (somebody else is at it) or 1 (work did not end well); the library raises it.
 """
 
 from __future__ import annotations

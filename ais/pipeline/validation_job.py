@@ -166,6 +166,7 @@ def prepare_validation(config: ValidateConfig) -> PreparedValidation:
             f"{_LEAST_PER_FOLD * config.folds}: rate more, set fewer folds, or, if the head was trained on none of the "
             "rated images, held_out=false"
         )
+    _refuse_constant(rated.scores[chosen], config)
     return PreparedValidation(
         config, storage, model, record.sha256, rated.images[chosen], rated.addresses[chosen], rated.scores[chosen]
     )
@@ -178,6 +179,14 @@ def _refuse_own_ratings(config: ValidateConfig, head: dict[str, Any], rated: Rat
         raise ConfigError(
             f"held_out: false, but head {config.head!r} was fitted to {config.ratings.path!r}, whose images it has "
             "seen; held_out=true takes those of its test split, or give ratings of other images"
+        )
+
+
+def _refuse_constant(scores: np.ndarray, config: ValidateConfig) -> None:
+    if np.ptp(scores) == 0:
+        raise RatingsError(
+            f"all {len(scores)} images of {config.ratings.path!r} to validate on have the rating {scores[0]:g}, with "
+            "which nothing agrees or disagrees; give ratings of more images"
         )
 
 
@@ -219,6 +228,7 @@ def read_sample(prepared: PreparedValidation) -> Sample:
 
     Raises:
         RunError: more images than ``max_error_share`` could not be used, or too few are left.
+        RatingsError: those that are left are all rated the same.
         ImageError: a mask cannot be read.
     """
     config, model = prepared.config, prepared.model
@@ -243,6 +253,7 @@ def read_sample(prepared: PreparedValidation) -> Sample:
             f"and {config.folds} folds; the first: {unreadable[0]['uri']!r} ({unreadable[0]['error']}); "
             "mend them, raise max_error_share or set fewer folds"
         )
+    _refuse_constant(prepared.ratings[rows], config)
     side = geometry.input_size
     limit = min(config.images_limit, len(rows))
     curved = np.sort(np.random.default_rng([config.seed, 3]).choice(len(rows), limit, replace=False))

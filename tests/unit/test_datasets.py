@@ -335,6 +335,16 @@ class TestJob:
         with pytest.raises(DatasetError, match=r"12 of 12 .* set images to their folder"):
             main([*usual, "missing=skip", f"images={tmp_path}"])
 
+    def test_what_is_there_is_not_replaced(self, koniq: Path, tmp_path: Path) -> None:
+        """Least of all the published file itself."""
+        published = next(koniq.glob("*.csv"))
+        before = published.read_bytes()
+        with pytest.raises(ConfigError, match=r"output: .* exists and holds something else; give another output"):
+            main(["dataset=koniq10k", f"source={koniq}", f"output={published}"])
+        assert published.read_bytes() == before
+        for _ in range(2):
+            assert main(["dataset=koniq10k", f"source={koniq}", f"output={tmp_path}/r.csv"]) == 0
+
     def test_a_dry_run_writes_nothing(self, ava: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         output = tmp_path / "ratings.csv"
         assert main(["dataset=ava", f"source={ava}", f"output={output}", "--dry-run"]) == 0

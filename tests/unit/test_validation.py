@@ -1002,6 +1002,14 @@ class TestJob:
             main(arguments(planted, tmp_path, "true", f"masks={tmp_path}"))
         assert not (tmp_path / "validation.json").exists()
 
+    def test_constant_ratings_are_refused_before_any_work(self, planted: Path, tmp_path: Path) -> None:
+        rows = list(csv.reader((planted / "true.csv").open()))
+        with (planted / "constant.csv").open("w") as file:
+            csv.writer(file).writerows([rows[0], *([row[0], "2", *row[2:]] for row in rows[1:])])
+        given = [*arguments(planted, tmp_path, "true"), f"ratings.path={planted}/constant.csv", "--dry-run"]
+        with pytest.raises(RatingsError, match=r"all 50 images of .*constant.csv' to validate on have the rating 2"):
+            main(given)
+
     def test_images_that_would_share_a_mask_are_refused(self, planted: Path, tmp_path: Path) -> None:
         rows = list(csv.reader((planted / "true.csv").open()))
         rows.append([f"other/{Path(rows[7][0]).name}", "3"])
