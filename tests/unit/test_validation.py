@@ -1005,7 +1005,8 @@ class TestJob:
     def test_constant_ratings_are_refused_before_any_work(self, planted: Path, tmp_path: Path) -> None:
         rows = list(csv.reader((planted / "true.csv").open()))
         with (planted / "constant.csv").open("w") as file:
-            csv.writer(file).writerows([rows[0], *([row[0], "2", *row[2:]] for row in rows[1:])])
+            unseen = set(pq.read_table(planted / "true" / "predictions.parquet")["image"].to_pylist())
+            csv.writer(file).writerows([[row[0], "2"] if row[0] in unseen else row[:2] for row in rows])
         given = [*arguments(planted, tmp_path, "true"), f"ratings.path={planted}/constant.csv", "--dry-run"]
         with pytest.raises(RatingsError, match=r"all 50 images of .*constant.csv' to validate on have the rating 2"):
             main(given)
