@@ -22,10 +22,12 @@ def main(argv: list[str]) -> int:
 def run(config: ImportanceConfig, *, dry_run: bool = False) -> int:
     """Check, ablate, write the bundle; return the exit code."""
     # After --help and configuration errors, which need not wait for torch and Ray.
+    from ais.outputs import check_output
     from ais.pipeline.cluster import start_ray
     from ais.pipeline.importance_job import importance_of, prepare_importance, write_importance
 
     prepared = prepare_importance(config)
+    check_output(prepared.config.output, "importance.json", prepared.storage)
     print(prepared.describe(), flush=True)
     if dry_run:
         print(f"\n{to_yaml(prepared.config)}")

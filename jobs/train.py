@@ -33,10 +33,12 @@ def run(config: TrainConfig, *, dry_run: bool = False) -> int:
     """Check, embed, fit, write the bundle; return the exit code."""
     # After --help and configuration errors, which need not wait for torch and Ray.
     from ais.lease import hold
+    from ais.outputs import check_output
     from ais.pipeline.cluster import check_workers, start_ray
     from ais.training.prepare import prepare_training
 
     prepared = prepare_training(config)
+    check_output(prepared.config.output, "head.json", prepared.storage)
     finished = prepared.finished()
     print(prepared.describe(), flush=True)
     if dry_run:

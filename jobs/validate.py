@@ -34,7 +34,10 @@ def run(config: ValidateConfig, *, dry_run: bool = False) -> int:
 
 
 def _run(stages: ModuleType, config: ValidateConfig, dry_run: bool) -> int:
+    from ais.outputs import check_output
+
     prepared = stages.prepare_validation(config)
+    check_output(prepared.config.output, "validation.json", prepared.storage)
     print(prepared.describe(), flush=True)
     if dry_run:
         print(f"\n{to_yaml(prepared.config)}")
