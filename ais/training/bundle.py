@@ -55,7 +55,8 @@ def write_bundle(
     """
     ratings, folder = prepared.ratings, prepared.bundle
     ensemble = HeadEnsemble(head.head for head in heads)
-    test = predictions(ensemble, prepared.cache.load([keys[row] for row in rows.test]))
+    unseen = prepared.cache.load([keys[row] for row in rows.test])
+    test = predictions(ensemble, unseen)
     predicted = test.mean(0)
     held_out, held_out_scores = _held_out_predictions(ensemble, plan)
     metrics = {
@@ -80,6 +81,7 @@ def write_bundle(
             "unreadable_reasons": dict(Counter(f"{row['stage']}: {row['reason']}" for row in errors)),
             "train_and_validation": len(rows.pool),
             "test": len(rows.test),
+            "test_also_in_training": repeated(unseen, plan.cache.load(plan.keys)),
         },
     }
     (folder / "config.yaml").write_text(to_yaml(prepared.config))
@@ -130,6 +132,15 @@ def agreement(predicted: NDArray[np.float64], rated: NDArray[np.float64]) -> dic
     return {"n": len(rated), **{name.upper(): interval.as_dict() for name, interval in found.items()}}
 
 
+def repeated(embeddings: NDArray[np.float32], among: NDArray[np.float32]) -> int:
+    """Return how many of ``(N, D)`` embeddings are among ``(M, D)`` others to the last bit: one picture, two names.
+
+    At least so many: the same pixels in a batch of another size can differ in the last bit.
+    """
+    known = {row.tobytes() for row in among}
+    return sum(row.tobytes() in known for row in embeddings)
+
+
 def _held_out_predictions(ensemble: HeadEnsemble, plan: FitPlan) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Predictions and ratings of the images that some head was validated on, each once.
 
@@ -176,6 +187,11 @@ def describe_metrics(prepared: PreparedTraining, metrics: dict[str, Any]) -> str
     if rows["unreadable"]:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in rows["unreadable_reasons"].items())
         lines.append(f"left out    {rows['unreadable']:,} images ({reasons}), see errors.parquet")
+    if same := rows.get("test_also_in_training"):
+        lines.append(
+            f"careful     {same:,} of {rows['test']:,} test images are training images under other names, of which the "
+            "head knows the rating: name each picture once"
+        )
     if prepared.weights.untrained:
         lines.append("            the backbone is UNTRAINED: its weights are random")
     lines.append(f"head        {prepared.bundle.address}")

@@ -10,6 +10,7 @@ from ais.config import FitConfig, HeadConfig
 from ais.errors import RatingsError
 from ais.heads import RegressionHead
 from ais.ratings import Ratings
+from ais.training.bundle import repeated
 from ais.training.splits import Split, draw_test_split, variant_splits
 from ais.training.standardisation import Standardisation
 from ais.training.variant import VariantFit
@@ -69,6 +70,13 @@ def test_the_share_for_validation_is_of_what_the_test_split_of_the_table_leaves(
     words = np.array(["train"] * 60 + ["test"] * 240)
     [split] = variant_splits(np.arange(60), 300, ratings_of(np.arange(300.0), words), FitConfig(variants=1))
     assert (len(split.train), len(split.validation)) == (51, 9)
+
+
+def test_the_same_picture_under_another_name_is_counted() -> None:
+    embeddings = np.random.default_rng(0).standard_normal((6, 8)).astype(np.float32)
+    again = np.concatenate([embeddings[[4, 1, 1]], embeddings[[0]] + 1])
+    assert repeated(again, embeddings) == 3
+    assert repeated(embeddings, embeddings[:0]) == 0
 
 
 def test_standardisation_uses_the_given_rows_only_and_floors_dead_channels() -> None:
