@@ -77,7 +77,9 @@ def ablate(
 
     Raises:
         BackboneError: the backbone refuses heatmaps.
+        ValueError: no such chunk.
     """
+    check_chunk(chunk)
     split = backbone.split
     maps, context = run_trunk(split, images, trunk_dtype)
     embeddings = split.tail(maps, *context)
@@ -95,6 +97,12 @@ def ablate(
         per_head = [torch.cat(found, dim=1) for found in parts]
     effects_each = torch.stack(per_head)
     return Ablation(scores_each.mean(0), scores_each, effects_each.mean(0), effects_each, maps, embeddings)
+
+
+def check_chunk(chunk: int | None) -> None:
+    """Refuse a number of maps that is none (ValueError): effects would be left unwritten."""
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk is {chunk}: must be at least 1, or None to have it chosen")
 
 
 def run_trunk(split: Split, images: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, tuple[Tensor, ...]]:

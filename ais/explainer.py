@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ais.ablation import ablate, run_trunk
+from ais.ablation import ablate, check_chunk, run_trunk
 from ais.backbones import Backbone, BackboneSpec
 from ais.errors import BackboneError
 from ais.heads import HeadEnsemble, RegressionHead, as_ensemble, check_belongs
@@ -18,11 +18,13 @@ from ais.heatmaps import Weighting, heatmap_boxes, heatmap_weights, weighted_map
 from ais.images import Geometry, as_rgb_array
 from ais.passes import Passes
 from ais.picture import Explained, Picture, draw
+from ais.placement import check_weighting
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 _SHOWN = 8
+_TRUNK_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class ScoreModel(nn.Module):
@@ -127,7 +129,8 @@ class Explainer:
 
     Raises:
         HeadError: the head does not belong to this backbone, weights or preprocessing.
-        BackboneError: the importance vector has another length than the layer has maps.
+        BackboneError: the importance vector has another length than the layer has maps, or values that are not finite.
+        ValueError: no such weighting, preprocessing, batch size, chunk or dtype.
     """
 
     def __init__(
@@ -142,6 +145,12 @@ class Explainer:
         chunk: int | None = None,
         trunk_dtype: torch.dtype = torch.float32,
     ) -> None:
+        check_weighting(weighting)
+        check_chunk(chunk)
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}: must be at least 1")
+        if trunk_dtype not in _TRUNK_DTYPES:
+            raise ValueError(f"trunk_dtype is {trunk_dtype}: must be one of {', '.join(map(str, _TRUNK_DTYPES))}")
         self.backbone = backbone
         self.device = backbone.mean.device
         self.head = as_ensemble(head).to(self.device).eval()
@@ -155,12 +164,20 @@ class Explainer:
         self.importance: Tensor | None = None
         if importance is not None:
             # A copy: the vector may be a read-only view of a file.
-            self.importance = torch.tensor(np.asarray(importance), dtype=torch.float32, device=self.device)
+            given = importance.detach() if isinstance(importance, Tensor) else torch.tensor(np.asarray(importance))
+            self.importance = given.to(self.device, torch.float32, copy=True)
             maps = backbone.layer.map_shape[0] if backbone.layer else 0
             if self.importance.shape != (maps,):
                 raise BackboneError(
                     f"the importance vector has shape {tuple(self.importance.shape)}, the layer has {maps} maps; "
                     "make it for this layer with jobs/importance.py"
+                )
+            unknown = (~self.importance.isfinite()).nonzero()
+            if len(unknown):
+                k = int(unknown[0])
+                raise BackboneError(
+                    f"the importance of map {k} is {float(self.importance[k])}, not a finite number; "
+                    "make the vector again, or give 0 for maps that are not to count"
                 )
 
     @property

@@ -8,7 +8,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ais.placement import HeatmapCells, Weighting, cell_size, heatmap_boxes, normalise_for_display, place_on_image
+from ais.placement import (
+    HeatmapCells,
+    Weighting,
+    cell_size,
+    check_weighting,
+    heatmap_boxes,
+    normalise_for_display,
+    place_on_image,
+)
 
 __all__ = [
     "HeatmapCells",
@@ -32,7 +40,11 @@ def heatmap_weights(importance: Tensor, weighting: Weighting = "positive") -> Te
 
     Returns:
         ``(…, C)``; all zero where nothing has weight.
+
+    Raises:
+        ValueError: no such weighting.
     """
+    check_weighting(weighting)
     kept = importance.clamp(min=0) if weighting == "positive" else importance
     total = kept.abs().sum(-1, keepdim=True)
     return torch.where(total > 0, kept / torch.where(total > 0, total, 1), 0)

@@ -188,7 +188,7 @@ def test_ensemble_gives_mean_and_standard_deviation(backbone: Backbone, arrays: 
 
 def test_given_importance_is_used_for_every_image(backbone: Backbone, arrays: list[np.ndarray]) -> None:
     importance = [0.0, 3.0, -1.0, 0.0, 0.0, 1.0, 0.0, 0.0]
-    for given in (importance, np.array(importance), torch.tensor(importance)):
+    for given in (importance, np.array(importance), torch.tensor(importance, requires_grad=True)):
         result = Explainer(backbone, head_with(0), importance=given)(arrays)
         assert result.ablated_scores is None
         assert torch.equal(result.importance, torch.tensor([importance] * 5))
@@ -197,6 +197,24 @@ def test_given_importance_is_used_for_every_image(backbone: Backbone, arrays: li
     torch.testing.assert_close(result.scores, Explainer(backbone, head_with(0)).score(arrays))
     with pytest.raises(BackboneError, match=r"has shape \(3,\), the layer has 8 maps"):
         Explainer(backbone, head_with(0), importance=[1.0, 2.0, 3.0])
+    with pytest.raises(BackboneError, match="importance of map 2 is nan, not a finite number"):
+        Explainer(backbone, head_with(0), importance=[0, 1, np.nan, 0, 0, 0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("weighting", "postive"),
+        ("chunk", -1),
+        ("chunk", 0),
+        ("batch_size", -1),
+        ("batch_size", 0),
+        ("trunk_dtype", torch.float64),
+    ],
+)
+def test_impossible_arguments_are_refused(name: str, value: object, backbone: Backbone) -> None:
+    with pytest.raises(ValueError, match=f"{name} is {value!r}: must be"):
+        Explainer(backbone, head_with(0), **{name: value})  # type: ignore[arg-type]
 
 
 def test_trained_bundle_is_loaded_and_others_refused(

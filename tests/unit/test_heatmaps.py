@@ -187,3 +187,12 @@ def test_display_of_zero_stays_zero_and_nan_stays_nan(weighting: str) -> None:
     shown = normalise_for_display(np.array([[0.0, np.nan]]), weighting)  # type: ignore[arg-type]
     np.testing.assert_array_equal(shown, [[0, np.nan]])
     assert np.isnan(normalise_for_display(np.full((2, 2), np.nan), weighting)).all()  # type: ignore[arg-type]
+
+
+def test_unknown_weighting_is_refused() -> None:
+    for use in (
+        lambda: heatmap_weights(torch.ones(2), "postive"),
+        lambda: normalise_for_display(np.ones(2), "postive"),
+    ):  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="weighting is 'postive': must be 'positive' or 'signed'"):
+            use()

@@ -171,7 +171,7 @@ def test_an_embedding_that_correlates_with_nothing_is_refused(value, message):
 
 def test_what_ablation_leaves_constant_correlates_with_nothing():
     """Of the embedding of image 0 only map 0 is not zero."""
-    embeddings, replacements, human = planted_case(8, 4, 4, first=0)
+    embeddings, replacements, _ = planted_case(8, 4, 4, first=0)
     embeddings[0] = [5, 0, 0, 0]
     for parts in (collective_similarities, individual_similarities):
         with np.errstate(all="raise"):
