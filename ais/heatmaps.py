@@ -39,15 +39,19 @@ def heatmap_weights(importance: Tensor, weighting: Weighting = "positive") -> Te
             ``"signed"``: AIS over the sum of its absolute values.
 
     Returns:
-        ``(…, C)``; all zero where nothing has weight.
+        ``(…, C)``; all zero where nothing has weight, NaN where an importance is.
 
     Raises:
         ValueError: no such weighting.
     """
     check_weighting(weighting)
     kept = importance.clamp(min=0) if weighting == "positive" else importance
+    # Halving and doubling lose no digits, so that dividing by a power of two changes no weight but those whose sum would
+    # be infinite, or too small to divide by.
+    _, exponent = kept.abs().amax(-1, keepdim=True).frexp()
+    kept = kept.ldexp(-exponent.clamp(-126, 126))
     total = kept.abs().sum(-1, keepdim=True)
-    return torch.where(total > 0, kept / torch.where(total > 0, total, 1), 0)
+    return kept / torch.where(total != 0, total, 1)
 
 
 def weighted_maps(weights: Tensor, feature_maps: Tensor) -> Tensor:
