@@ -46,8 +46,8 @@ def heatmap_weights(importance: Tensor, weighting: Weighting = "positive") -> Te
     """
     check_weighting(weighting)
     kept = importance.clamp(min=0) if weighting == "positive" else importance
-    # Halving and doubling lose no digits, so that dividing by a power of two changes no weight but those whose sum would
-    # be infinite, or too small to divide by.
+    # Dividing by a power of two loses no digits: it changes no weight but those whose sum would be infinite, or too
+    # small to divide by.
     _, exponent = kept.abs().amax(-1, keepdim=True).frexp()
     kept = kept.ldexp(-exponent.clamp(-126, 126))
     total = kept.abs().sum(-1, keepdim=True)
