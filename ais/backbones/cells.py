@@ -74,7 +74,7 @@ def follow_cells(network: nn.Module, layer: str, images: Tensor) -> Cells | None
     if not inside:
         return None
     shapes = node_shapes(network, graph, images)
-    # Of everything but what is pooled to one cell or flattened: the gate of a squeeze-and-excitation block fits any grid.
+    # Of all but what is pooled to one cell or flattened: the gate of a squeeze-and-excitation block fits any grid.
     grids: dict[fx.Node, Cells | None] = {}
     sizes: dict[fx.Node, tuple[int, ...]] = {}  # (h, w), of a reshaped map the last
     for node in graph.nodes:
