@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ais.ablation import ablate, check_chunk, run_trunk
+from ais.ablation import ablate, check_chunk, full_float32, run_trunk
 from ais.backbones import Backbone, BackboneSpec
 from ais.errors import BackboneError
 from ais.heads import HeadEnsemble, RegressionHead, as_ensemble, check_belongs
@@ -215,6 +215,7 @@ class Explainer:
                 joined[field.name] = torch.cat(values)
         return replace(parts[0], **joined, images=tuple(images))
 
+    @full_float32()
     @torch.inference_mode()
     def score_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Score preprocessed pixels.
@@ -228,6 +229,7 @@ class Explainer:
         each = torch.cat(self.passes.run(lambda part: self._score(pixels[part]), len(pixels)), dim=1)
         return each.mean(0).cpu(), _spread(each).cpu()
 
+    @full_float32()
     @torch.inference_mode()
     def heatmap_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return what a run keeps of one batch of preprocessed pixels, and nothing that it does not.
@@ -253,6 +255,7 @@ class Explainer:
         packed = torch.cat([each.mean(0)[:, None], _spread(each)[:, None], heatmaps.flatten(1)], dim=1).cpu()
         return packed[:, 0], packed[:, 1], packed[:, 2:].reshape(heatmaps.shape)
 
+    @full_float32()
     @torch.inference_mode()
     def explain_pixels(self, pixels: Tensor, boxes: Tensor) -> Explanation:
         """Explain one batch of preprocessed pixels.

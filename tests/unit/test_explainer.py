@@ -176,6 +176,39 @@ def test_batch_size_and_chunk_do_not_matter(
         torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
+@pytest.mark.parametrize("setting", [True, False, "conv", "rnn"])
+def test_convolutions_are_float32_and_the_settings_return(
+    setting: bool | str, backbone: Backbone, arrays: list[np.ndarray]
+) -> None:
+    """The switches are there without a GPU as well."""
+    cudnn = torch.backends.cudnn
+
+    def switches() -> tuple[object, ...]:
+        return cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision, cudnn.benchmark, cudnn.enabled, cudnn.deterministic
+
+    seen = []
+    explainer = Explainer(backbone, head_with(0))
+    first = backbone.network.get_submodule("features.0")
+    handle = first.register_forward_pre_hook(lambda _m, _i: seen.append(cudnn.conv.fp32_precision))
+    benchmark = cudnn.benchmark
+    try:
+        cudnn.benchmark = True
+        if isinstance(setting, bool):
+            cudnn.allow_tf32 = setting
+        else:
+            getattr(cudnn, setting).fp32_precision = "ieee"
+        before = switches()
+        explainer(arrays)
+        explainer.score(arrays)
+        ablate_reference(backbone, explainer.head, explainer.preprocess(arrays), [0])
+        assert switches() == before
+    finally:
+        cudnn.allow_tf32, cudnn.benchmark = True, benchmark
+        handle.remove()
+    assert len(seen) >= 3
+    assert "tf32" not in seen
+
+
 def test_ensemble_gives_mean_and_standard_deviation(backbone: Backbone, arrays: list[np.ndarray]) -> None:
     heads = [head_with(seed) for seed in range(3)]
     result = Explainer(backbone, HeadEnsemble(heads))(arrays)
