@@ -187,11 +187,13 @@ class Explainer:
 
     def preprocess(self, images: Sequence[Image | np.ndarray]) -> Tensor:
         """Return the network's input ``(B, 3, S, S)`` float32 for PIL images or uint8 arrays ``(H, W, 3)``."""
+        _check_list(images)
         pixels, _ = self._pixels(images)
         return self.backbone.normalise(pixels.to(self.device))
 
     def score(self, images: Sequence[Image | np.ndarray]) -> Tensor:
         """Return scores ``(B,)`` in rating units; works for every backbone."""
+        _check_list(images)
         batches = [self.score_pixels(pixels)[0] for pixels, _ in self._batches(images)]
         return torch.cat(batches) if batches else torch.empty(0)
 
@@ -203,8 +205,10 @@ class Explainer:
 
         Raises:
             BackboneError: this backbone refuses heatmaps.
-            ValueError: no images, or one that is not an image.
+            TypeError: not a list of images.
+            ValueError: no images, or one that is not an image; one array instead of a list of them.
         """
+        _check_list(images)
         if len(images) == 0:
             raise ValueError("explain needs at least one image")
         parts = [self.explain_pixels(pixels, boxes) for pixels, boxes in self._batches(images)]
@@ -329,6 +333,16 @@ class _Found:
 
     def on_cpu(self) -> _Found:
         return _Found(self.each.cpu(), self.importance.cpu(), self.feature_maps.cpu(), self.heatmaps.cpu())
+
+
+def _check_list(images: object) -> None:
+    """Refuse what is not a list of images; one array of an image would pass for a list of grey ones."""
+    if isinstance(images, np.ndarray) and (images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (3, 4))):
+        raise ValueError(f"images is one array of shape {images.shape}: give a list of images, [image] for one")
+    if isinstance(images, str | bytes) or not (hasattr(images, "__len__") and hasattr(images, "__getitem__")):
+        raise TypeError(
+            f"images is {images!r:.80} of type {type(images).__name__}: give a list of PIL images or uint8 arrays"
+        )
 
 
 def to_device(pixels: Tensor, device: torch.device) -> Tensor:

@@ -276,6 +276,36 @@ def test_what_is_not_an_image_is_refused(bad: np.ndarray, backbone: Backbone) ->
         Explainer(backbone, head_with(0))([bad])
 
 
+@pytest.mark.parametrize(
+    ("images", "kind", "message"),
+    [
+        (np.zeros((40, 50, 3), np.uint8), ValueError, r"one array of shape \(40, 50, 3\): give a list of images"),
+        (np.zeros((40, 50), np.uint8), ValueError, r"one array of shape \(40, 50\)"),
+        (Image.new("RGB", (50, 40)), TypeError, "of type Image: give a list of PIL images"),
+        ("picture.jpg", TypeError, "'picture.jpg' of type str: give a list"),
+        (Path("picture.jpg"), TypeError, "of type PosixPath: give a list"),
+        (None, TypeError, "None of type NoneType: give a list"),
+        (["picture.jpg"], TypeError, "'picture.jpg' of type str is no image: give a PIL image"),
+        ([None], TypeError, "None of type NoneType is no image"),
+        ([Image.new("RGB", (0, 40))], ValueError, "size 0 × 40 has no pixels"),
+    ],
+)
+def test_what_is_no_list_of_images_is_refused(
+    images: object, kind: type[Exception], message: str, backbone: Backbone
+) -> None:
+    explainer = Explainer(backbone, head_with(0))
+    for use in (explainer, explainer.score, explainer.preprocess):
+        with pytest.raises(kind, match=message):
+            use(images)  # type: ignore[operator]
+
+
+def test_an_array_of_colour_or_grey_images_is_taken(backbone: Backbone) -> None:
+    colour = np.random.default_rng(0).integers(0, 256, (2, 40, 50, 3), dtype=np.uint8)
+    explainer = Explainer(backbone, head_with(0))
+    for images in (colour, colour[..., 0]):
+        assert torch.equal(explainer(images).scores, explainer(list(images)).scores)  # type: ignore[arg-type]
+
+
 def test_inception_scores_and_refuses_heatmaps_with_the_reason(arrays: list[np.ndarray]) -> None:
     inception = load_backbone("inception_v3", weights="random", seed=0)
     explainer = Explainer(inception, head_with(0, size=2048))
