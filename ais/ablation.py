@@ -17,7 +17,9 @@ numbers, so ``s - s_k`` is summed from the changes of the hidden units and never
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +59,27 @@ class Ablation:
     embeddings: Tensor
 
 
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Let no convolution on a GPU round float32 to the 10 bits of TF32, torch's default; all settings return after it.
+
+    Effects are small differences, and float32 is meant where it is asked for.
+    """
+    cudnn: Any = torch.backends.cudnn
+    if cudnn.conv.fp32_precision != "tf32":
+        yield
+        return
+    of_rnns = cudnn.rnn.fp32_precision
+    cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = True
+        if cudnn.rnn.fp32_precision != of_rnns:  # setting it anew would part it from allow_tf32
+            cudnn.rnn.fp32_precision = of_rnns
+
+
+@full_float32()
 @torch.inference_mode()
 def ablate(
     backbone: Backbone,
@@ -77,7 +100,9 @@ def ablate(
 
     Raises:
         BackboneError: the backbone refuses heatmaps.
+        ValueError: no such chunk.
     """
+    check_chunk(chunk)
     split = backbone.split
     maps, context = run_trunk(split, images, trunk_dtype)
     embeddings = split.tail(maps, *context)
@@ -95,6 +120,12 @@ def ablate(
         per_head = [torch.cat(found, dim=1) for found in parts]
     effects_each = torch.stack(per_head)
     return Ablation(scores_each.mean(0), scores_each, effects_each.mean(0), effects_each, maps, embeddings)
+
+
+def check_chunk(chunk: int | None) -> None:
+    """Refuse a number of maps that is none (ValueError): effects would be left unwritten."""
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk is {chunk}: must be at least 1, or None to have it chosen")
 
 
 def run_trunk(split: Split, images: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -250,6 +281,7 @@ def _fitting(budget: dict[str, int], device: torch.device, numbers: int) -> int:
     return max(1, budget.get(device.type, budget["cuda"]) // max(1, numbers))
 
 
+@full_float32()
 @torch.inference_mode()
 def ablate_reference(
     backbone: Backbone, head: HeadEnsemble, images: Tensor, maps: Sequence[int] | None = None

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ais.ablation import ablate, run_trunk
+from ais.ablation import ablate, check_chunk, full_float32, run_trunk
 from ais.backbones import Backbone, BackboneSpec
 from ais.errors import BackboneError
 from ais.heads import HeadEnsemble, RegressionHead, as_ensemble, check_belongs
@@ -18,11 +18,13 @@ from ais.heatmaps import Weighting, heatmap_boxes, heatmap_weights, weighted_map
 from ais.images import Geometry, as_rgb_array
 from ais.passes import Passes
 from ais.picture import Explained, Picture, draw
+from ais.placement import check_weighting
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 _SHOWN = 8
+_TRUNK_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class ScoreModel(nn.Module):
@@ -127,7 +129,8 @@ class Explainer:
 
     Raises:
         HeadError: the head does not belong to this backbone, weights or preprocessing.
-        BackboneError: the importance vector has another length than the layer has maps.
+        BackboneError: the importance vector has another length than the layer has maps, or values that are not finite.
+        ValueError: no such weighting, preprocessing, batch size, chunk or dtype.
     """
 
     def __init__(
@@ -142,6 +145,12 @@ class Explainer:
         chunk: int | None = None,
         trunk_dtype: torch.dtype = torch.float32,
     ) -> None:
+        check_weighting(weighting)
+        check_chunk(chunk)
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}: must be at least 1")
+        if trunk_dtype not in _TRUNK_DTYPES:
+            raise ValueError(f"trunk_dtype is {trunk_dtype}: must be one of {', '.join(map(str, _TRUNK_DTYPES))}")
         self.backbone = backbone
         self.device = backbone.mean.device
         self.head = as_ensemble(head).to(self.device).eval()
@@ -155,12 +164,20 @@ class Explainer:
         self.importance: Tensor | None = None
         if importance is not None:
             # A copy: the vector may be a read-only view of a file.
-            self.importance = torch.tensor(np.asarray(importance), dtype=torch.float32, device=self.device)
+            given = importance.detach() if isinstance(importance, Tensor) else torch.tensor(np.asarray(importance))
+            self.importance = given.to(self.device, torch.float32, copy=True)
             maps = backbone.layer.map_shape[0] if backbone.layer else 0
             if self.importance.shape != (maps,):
                 raise BackboneError(
                     f"the importance vector has shape {tuple(self.importance.shape)}, the layer has {maps} maps; "
                     "make it for this layer with jobs/importance.py"
+                )
+            unknown = (~self.importance.isfinite()).nonzero()
+            if len(unknown):
+                k = int(unknown[0])
+                raise BackboneError(
+                    f"the importance of map {k} is {float(self.importance[k])}, not a finite number; "
+                    "make the vector again, or give 0 for maps that are not to count"
                 )
 
     @property
@@ -170,11 +187,13 @@ class Explainer:
 
     def preprocess(self, images: Sequence[Image | np.ndarray]) -> Tensor:
         """Return the network's input ``(B, 3, S, S)`` float32 for PIL images or uint8 arrays ``(H, W, 3)``."""
+        _check_list(images)
         pixels, _ = self._pixels(images)
         return self.backbone.normalise(pixels.to(self.device))
 
     def score(self, images: Sequence[Image | np.ndarray]) -> Tensor:
         """Return scores ``(B,)`` in rating units; works for every backbone."""
+        _check_list(images)
         batches = [self.score_pixels(pixels)[0] for pixels, _ in self._batches(images)]
         return torch.cat(batches) if batches else torch.empty(0)
 
@@ -186,8 +205,10 @@ class Explainer:
 
         Raises:
             BackboneError: this backbone refuses heatmaps.
-            ValueError: no images, or one that is not an image.
+            TypeError: not a list of images.
+            ValueError: no images, or one that is not an image; one array instead of a list of them.
         """
+        _check_list(images)
         if len(images) == 0:
             raise ValueError("explain needs at least one image")
         parts = [self.explain_pixels(pixels, boxes) for pixels, boxes in self._batches(images)]
@@ -198,6 +219,7 @@ class Explainer:
                 joined[field.name] = torch.cat(values)
         return replace(parts[0], **joined, images=tuple(images))
 
+    @full_float32()
     @torch.inference_mode()
     def score_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Score preprocessed pixels.
@@ -211,6 +233,7 @@ class Explainer:
         each = torch.cat(self.passes.run(lambda part: self._score(pixels[part]), len(pixels)), dim=1)
         return each.mean(0).cpu(), _spread(each).cpu()
 
+    @full_float32()
     @torch.inference_mode()
     def heatmap_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return what a run keeps of one batch of preprocessed pixels, and nothing that it does not.
@@ -236,6 +259,7 @@ class Explainer:
         packed = torch.cat([each.mean(0)[:, None], _spread(each)[:, None], heatmaps.flatten(1)], dim=1).cpu()
         return packed[:, 0], packed[:, 1], packed[:, 2:].reshape(heatmaps.shape)
 
+    @full_float32()
     @torch.inference_mode()
     def explain_pixels(self, pixels: Tensor, boxes: Tensor) -> Explanation:
         """Explain one batch of preprocessed pixels.
@@ -309,6 +333,16 @@ class _Found:
 
     def on_cpu(self) -> _Found:
         return _Found(self.each.cpu(), self.importance.cpu(), self.feature_maps.cpu(), self.heatmaps.cpu())
+
+
+def _check_list(images: object) -> None:
+    """Refuse what is not a list of images; one array of an image would pass for a list of grey ones."""
+    if isinstance(images, np.ndarray) and (images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (3, 4))):
+        raise ValueError(f"images is one array of shape {images.shape}: give a list of images, [image] for one")
+    if isinstance(images, str | bytes) or not (hasattr(images, "__len__") and hasattr(images, "__getitem__")):
+        raise TypeError(
+            f"images is {images!r:.80} of type {type(images).__name__}: give a list of PIL images or uint8 arrays"
+        )
 
 
 def to_device(pixels: Tensor, device: torch.device) -> Tensor:

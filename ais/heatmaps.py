@@ -8,7 +8,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ais.placement import HeatmapCells, Weighting, cell_size, heatmap_boxes, normalise_for_display, place_on_image
+from ais.placement import (
+    HeatmapCells,
+    Weighting,
+    cell_size,
+    check_weighting,
+    heatmap_boxes,
+    normalise_for_display,
+    place_on_image,
+)
 
 __all__ = [
     "HeatmapCells",
@@ -31,11 +39,19 @@ def heatmap_weights(importance: Tensor, weighting: Weighting = "positive") -> Te
             ``"signed"``: AIS over the sum of its absolute values.
 
     Returns:
-        ``(…, C)``; all zero where nothing has weight.
+        ``(…, C)``; all zero where nothing has weight, NaN where an importance is.
+
+    Raises:
+        ValueError: no such weighting.
     """
+    check_weighting(weighting)
     kept = importance.clamp(min=0) if weighting == "positive" else importance
+    # Dividing by a power of two loses no digits: it changes no weight but those whose sum would be infinite, or too
+    # small to divide by.
+    _, exponent = kept.abs().amax(-1, keepdim=True).frexp()
+    kept = kept.ldexp(-exponent.clamp(-126, 126))
     total = kept.abs().sum(-1, keepdim=True)
-    return torch.where(total > 0, kept / torch.where(total > 0, total, 1), 0)
+    return kept / torch.where(total != 0, total, 1)
 
 
 def weighted_maps(weights: Tensor, feature_maps: Tensor) -> Tensor:

@@ -127,8 +127,9 @@ def decode_image(data: bytes, limits: Limits = Limits()) -> np.ndarray:
     """Decode the bytes of one image file.
 
     The content decides the format, never a name. EXIF orientation is applied, malformed EXIF ignored. Alpha
-    is composited on white, as a page shows it. 16-bit samples are scaled to 8 bits with rounding. The first
-    frame stands for an animation or a multi-picture file.
+    is composited on white, as a page shows it. 16-bit samples are scaled to 8 bits, with rounding where they are
+    grey or of a PPM; of other colours Pillow keeps the high byte. The first frame stands for an animation or a
+    multi-picture file.
 
     Returns:
         RGB pixels, (H, W, 3) uint8, read-only.
@@ -205,12 +206,20 @@ def as_rgb_array(image: Image.Image | np.ndarray) -> np.ndarray:
         RGB pixels, (H, W, 3) uint8; an RGB array comes back as it is, not copied.
 
     Raises:
-        ValueError: an array of another dtype or shape, or without pixels.
+        TypeError: neither a PIL image nor an array.
+        ValueError: an array of another dtype or shape, or without pixels; a PIL image without pixels.
         ImageError: a PIL image whose file cannot be read or whose pixel format has no defined white.
     """
     if isinstance(image, Image.Image):
+        if 0 in image.size:
+            raise ValueError(f"PIL image of size {image.width} × {image.height} has no pixels: leave it out")
         with _image_errors(f"PIL image of mode {image.mode} and size {image.width} × {image.height}"):
             return _rgb_pixels(image)
+    if not isinstance(image, np.ndarray):
+        raise TypeError(
+            f"{image!r:.80} of type {type(image).__name__} is no image: give a PIL image or a uint8 array;"
+            " PIL.Image.open reads a file"
+        )
     is_grey, is_colour = image.ndim == 2, image.ndim == 3 and image.shape[2] in (3, 4)
     if image.dtype != np.uint8 or not (is_grey or is_colour) or image.size == 0:
         raise ValueError(

@@ -6,11 +6,17 @@ Needs numpy only, so that what renders and writes pictures does not wait for tor
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 Weighting = Literal["positive", "signed"]
+
+
+def check_weighting(weighting: str) -> None:
+    """Refuse anything but a `Weighting` (ValueError)."""
+    if weighting not in get_args(Weighting):
+        raise ValueError(f"weighting is {weighting!r}: must be 'positive' or 'signed'")
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,11 @@ def normalise_for_display(heatmap: np.ndarray, weighting: Weighting = "positive"
     """Divide by the maximum (positive) or the maximum absolute value (signed, so that zero stays zero).
 
     For display only; a map that is zero everywhere stays zero, and NaN stays NaN.
+
+    Raises:
+        ValueError: no such weighting.
     """
+    check_weighting(weighting)
     values = heatmap if weighting == "positive" else np.abs(heatmap)
     finite = values[np.isfinite(values)]
     top = float(finite.max()) if finite.size else 0.0

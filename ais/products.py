@@ -46,6 +46,9 @@ def skipping_zeros(linear: nn.Linear, inputs: Tensor) -> Tensor:
         return linear(inputs)
     if len(inputs) >= _ROWS_PER_COPY:
         live = inputs.any(0).nonzero()[:, 0]
+        if not len(live):  # oneDNN knows no product over nothing
+            rows = linear.weight.new_zeros(len(inputs), linear.out_features)
+            return rows if linear.bias is None else rows + linear.bias
         saved = len(inputs) * (inputs.shape[1] - len(live))
         if saved > _ROWS_PER_COPY * len(live):
             return product(inputs.index_select(1, live), linear.weight.index_select(1, live), linear.bias)

@@ -12,11 +12,12 @@ The arithmetic is that of Araujo, Norris and Sim, *Computing Receptive Fields of
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
+
+from ais.backbones.graph import node_shapes
 
 _WINDOWED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
 
@@ -57,42 +58,49 @@ class Cells:
         return left, top, left + width * self.stride[1], top + height * self.stride[0]
 
 
-def follow_cells(network: nn.Module, layer: str, shapes: dict[str, tuple[int, ...]]) -> Cells | None:
+def follow_cells(network: nn.Module, layer: str, images: Tensor) -> Cells | None:
     """Follow the pixels of the input to the cells at the output of a layer.
 
     Args:
         network: traceable by ``torch.fx``.
         layer: qualified name of a module.
-        shapes: output shapes by module name, of `ais.backbones.graph.map_shapes`.
+        images: an example batch that fixes the shapes (any values, any device, the meta device included).
 
     Returns:
         the grid; ``None`` where an operation on the way is not understood, or branches of different strides meet.
     """
-    nodes = list(fx.Tracer().trace(network).nodes)
-    inside = [node for node in nodes if layer in node.meta.get("nn_module_stack", {}) or node.target == layer]
+    graph = fx.Tracer().trace(network)
+    inside = [node for node in graph.nodes if layer in node.meta.get("nn_module_stack", {}) or node.target == layer]
     if not inside:
         return None
+    shapes = node_shapes(network, graph, images)
+    # Of all but what is pooled to one cell or flattened: the gate of a squeeze-and-excitation block fits any grid.
     grids: dict[fx.Node, Cells | None] = {}
-    for node in nodes:
-        sources = [grids[source] for source in node.all_input_nodes if grids.get(source) is not None]
+    sizes: dict[fx.Node, tuple[int, ...]] = {}  # (h, w), of a reshaped map the last
+    for node in graph.nodes:
+        shape = shapes.get(node) or ()
+        sources = [source for source in node.all_input_nodes if source in grids]
         module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
         if node.op == "placeholder":
-            grids[node] = Cells((1.0, 1.0), (0.0, 0.0))
-        elif isinstance(module, _WINDOWED):
-            grids[node] = sources[0].after(module) if sources and sources[0] else None
-        elif module is not None and shapes.get(str(node.target), ())[2:] in ((), (1, 1)):
-            grids[node] = None  # pooled to one cell or flattened: the gate of a squeeze-and-excitation block
-        else:
-            grids[node] = _common(sources)
+            grids[node], sizes[node] = Cells((1.0, 1.0), (0.0, 0.0)), shape[2:]
+        elif sources and not (shape[2:] == (1, 1) or (module is not None and len(shape) == 2)):
+            sizes[node] = shape[2:] if len(shape) == 4 else sizes[sources[0]]
+            if isinstance(module, _WINDOWED):
+                before = grids[sources[0]]
+                grids[node] = before.after(module) if before else None
+            elif any(sizes[source] != sizes[node] for source in sources):
+                grids[node] = None  # it resizes, pads or cuts, in a way that is not known here
+            else:
+                grids[node] = _common([grids[source] for source in sources])
         if node is inside[-1]:
-            return grids[node]
+            return grids.get(node)
     return None
 
 
-def _common(grids: Iterable[Cells | None]) -> Cells | None:
+def _common(grids: list[Cells | None]) -> Cells | None:
     """The grid of a value that several branches meet in: their own, or halfway between them if only offsets differ."""
     known = [grid for grid in grids if grid is not None]
-    if not known or any(grid.stride != known[0].stride for grid in known):
+    if len(known) < len(grids) or any(grid.stride != known[0].stride for grid in known):
         return None
     count = len(known)
     first = (sum(grid.first[0] for grid in known) / count, sum(grid.first[1] for grid in known) / count)

@@ -166,7 +166,7 @@ def split_at(network: nn.Module, layer: str, images: Tensor) -> Split:
     output = next(node for node in graph.nodes if node.op == "output")
     if output not in downstream:
         raise BackboneError(f"the embedding does not depend on layer {layer!r}; choose one on the way to it")
-    shapes = _shapes(network, graph, images)
+    shapes = node_shapes(network, graph, images)
     tail_nodes = [node for node in graph.nodes if node in downstream and node is not output]
     embedding = _as_node(output.args[0])
     context = _inputs(tail_nodes, exclude=downstream | {cut})
@@ -235,7 +235,7 @@ def _inputs(nodes: Iterable[fx.Node], exclude: set[fx.Node]) -> list[fx.Node]:
     return [node for node in found if node.op != "get_attr"]
 
 
-def _shapes(network: nn.Module, graph: fx.Graph, images: Tensor) -> dict[fx.Node, tuple[int, ...] | None]:
+def node_shapes(network: nn.Module, graph: fx.Graph, images: Tensor) -> dict[fx.Node, tuple[int, ...] | None]:
     """Shape of every value of the graph (``None`` where it is not a tensor)."""
     shapes: dict[fx.Node, tuple[int, ...] | None] = {}
 

@@ -194,7 +194,7 @@ def _cut(
     if len(shape) != 4:
         raise BackboneError(_no_such_layer(spec, name, shapes, {module for module, _ in network.named_modules()}))
     split = split_at(network, name, probe)
-    cells = follow_cells(network, name, shapes)
+    cells = follow_cells(network, name, probe)
     side = float(spec.input_size)
     extent = cells.extent(shape[2], shape[3]) if cells is not None else (0.0, 0.0, side, side)
     return split, LayerInfo(name, (shape[1], shape[2], shape[3]), split.kind, extent)

@@ -105,16 +105,24 @@ def build_from_file(spec: BackboneSpec, path: Path) -> nn.Module:
     """
     with torch.device("meta"):
         network = spec.build()
+    complete = _is_in_state_dict(network)
     state = _read_state(path)
     if spec.rename_key is not None:
         state = {spec.rename_key(key): value for key, value in state.items()}
     _check_state(spec, network.state_dict(), state, path)
     # What the embedding never uses, and counters that old files lack, may be absent.
-    network = network.to_empty(device="cpu")
+    network = network.to_empty(device="cpu") if complete else build_random(spec, seed=0)
     with torch.no_grad():
         for key, value in network.state_dict().items():
             value.copy_(state[key]) if key in state else value.zero_()
     return network
+
+
+def _is_in_state_dict(network: nn.Module) -> bool:
+    """Whether a network's state dict holds all of its tensors: no buffer that is not persistent, no plain attribute."""
+    kept = network.state_dict()
+    plain = (value for module in network.modules() for value in vars(module).values())
+    return all(name in kept for name, _ in network.named_buffers()) and not any(isinstance(v, Tensor) for v in plain)
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:

@@ -50,8 +50,9 @@ def check_human_matrix(human: np.ndarray, images: int) -> np.ndarray:
         raise SimilarityError(f"{images} images have no pattern of similarity; at least 3 are needed; compare more")
     human = human.astype(np.float64)
     above = upper_triangle(human)
-    if not np.isfinite(above).all():
-        row, column = np.argwhere(~np.isfinite(human) & ~np.eye(images, dtype=bool))[0]
+    unknown = np.argwhere(~np.isfinite(human) & ~np.eye(images, dtype=bool))
+    if len(unknown):
+        row, column = unknown[0]
         raise SimilarityError(
             f"the human matrix is not finite at row {row}, column {column} (counted from 0); "
             "fill it in, or take the image out"
@@ -93,22 +94,37 @@ def off_diagonal(matrices: np.ndarray) -> np.ndarray:
 
 
 def pearson(values: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Pearson correlation of ``(…, P)`` with ``(P,)`` or ``(…, P)`` along the last axis; 0 where one is constant."""
+    """Pearson correlation of ``(…, P)`` with ``(P,)`` or ``(…, P)`` along the last axis; 0 where one is constant.
+
+    NaN where either has NaN: it must not pass for "no correlation".
+    """
     values = values - values.mean(-1, keepdims=True)
     target = target - target.mean(-1, keepdims=True)
     norm = np.sqrt((values**2).sum(-1) * (target**2).sum(-1))
     product = (values * target).sum(-1)
-    return np.divide(product, norm, out=np.zeros_like(product), where=norm > 0)
+    return np.divide(product, norm, out=np.zeros_like(product), where=norm != 0)
 
 
 def alignment(embeddings: np.ndarray, human: np.ndarray) -> float:
     """R: Pearson correlation between the upper triangles of ``corrcoef(embeddings)`` and of the human matrix."""
-    similarity = np.asarray(np.corrcoef(embeddings.astype(np.float64)))
-    return float(pearson(upper_triangle(similarity), upper_triangle(human)))
+    return float(pearson(upper_triangle(similarity_of(embeddings)), upper_triangle(human)))
 
 
 def similarity_of(embeddings: np.ndarray) -> np.ndarray:
-    """Similarity ``(N, N)`` of the images with embeddings ``(N, D)``: ``numpy.corrcoef``, in float64."""
+    """Similarity ``(N, N)`` of the images with embeddings ``(N, D)``: ``numpy.corrcoef``, in float64.
+
+    Raises:
+        SimilarityError: an embedding has values that are not finite or are all the same.
+    """
+    for problem, found in (
+        ("has values that are not finite", ~np.isfinite(embeddings).all(1)),
+        ("is the same in all coordinates", (embeddings == embeddings[:, :1]).all(1)),
+    ):
+        if found.any():
+            raise SimilarityError(
+                f"the embedding of image {found.argmax()} (counted from 0) {problem}, and correlates with nothing; "
+                "take the image out, or check the weights"
+            )
     return np.asarray(np.corrcoef(embeddings.astype(np.float64)))
 
 
@@ -197,7 +213,7 @@ def individual_similarities(embeddings: np.ndarray, replacements: np.ndarray, fi
         squares = np.diag(gram) + change * (2 * old + change) - totals**2 / dimensions
         centred = products - totals[:, :, None] * (sums / dimensions)
         scale = np.sqrt(np.maximum(squares, 0))[:, :, None] * norms
-        yield np.divide(centred, scale, out=np.zeros_like(centred), where=scale > 0)
+        yield np.divide(centred, scale, out=np.zeros_like(centred), where=scale != 0)
 
 
 def _shifted(embeddings: np.ndarray, replacements: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -210,13 +226,17 @@ def unit_rows(rows: np.ndarray) -> np.ndarray:
     """Centre each row of ``(…, D)`` and divide it by its norm, so that products are Pearson correlations."""
     rows = rows - rows.mean(-1, keepdims=True)
     norms = np.linalg.norm(rows, axis=-1, keepdims=True)
-    return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+    return np.divide(rows, norms, out=np.zeros_like(rows), where=norms != 0)
 
 
 def correlations(grams: np.ndarray, sums: np.ndarray, dimensions: int) -> np.ndarray:
-    """``corrcoef`` ``(c, N, N)`` of rows of D numbers from their Gram matrices ``(c, N, N)`` and sums ``(c, N)``."""
+    """``corrcoef`` ``(c, N, N)`` of rows of D numbers from their Gram matrices ``(c, N, N)`` and sums ``(c, N)``.
+
+    0 where a row is constant, as everywhere here.
+    """
     found = grams - sums[:, :, None] * (sums / dimensions)[:, None, :]
-    scale = 1 / np.sqrt(np.diagonal(found, axis1=1, axis2=2))
+    norms = np.sqrt(np.maximum(np.diagonal(found, axis1=1, axis2=2), 0))
+    scale = np.divide(1, norms, out=np.zeros_like(norms), where=norms != 0)
     found *= scale[:, :, None]
     found *= scale[:, None, :]
     return found

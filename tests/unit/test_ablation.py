@@ -99,6 +99,17 @@ def test_ablated_embeddings_equal_a_zeroed_map(name: str, chunk: int) -> None:
             torch.testing.assert_close(found[:, k], backbone.split.tail(zeroed, *context), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("chunk", [0, -1])
+def test_impossible_chunk_is_refused(chunk: int) -> None:
+    with pytest.raises(ValueError, match=f"chunk is {chunk}: must be at least 1"):
+        ablate(
+            small("in-place relu"),
+            as_ensemble(seeded_head(MAPS).double()),
+            random_images(1, SIDE, torch.float64),
+            chunk=chunk,
+        )
+
+
 def test_known_answer() -> None:
     """A head that adds up the embedding: without map k the score loses what map k alone gives it."""
     backbone = small("in-place relu")

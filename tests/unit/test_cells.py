@@ -11,11 +11,11 @@ import copy
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ais.backbones import get_spec, inspect_layer
 from ais.backbones.cells import Cells, follow_cells
-from ais.backbones.graph import map_shapes
 from ais.heatmaps import heatmap_boxes
 
 
@@ -65,7 +65,7 @@ def test_arithmetic_equals_gradients(name, layer, side):
     """Measured worst difference 7e-6 pixels in float32 (1e-13 in float64, six times slower); offsets are of halves."""
     spec = get_spec(name)
     network = averaged(spec.adapt(spec.build()).eval())
-    cells = follow_cells(network, layer, map_shapes(network, torch.zeros(1, 3, side, side)))
+    cells = follow_cells(network, layer, torch.zeros(1, 3, side, side))
     assert cells is not None
     cell, centre, _ = field_centre(network, layer, side)
     expected = np.array(cells.first) + np.array(cells.stride) * cell
@@ -102,6 +102,54 @@ def test_one_window_by_hand():
         cells = cells.after(nn.MaxPool2d(2))
         assert cells is not None
     assert cells.extent(14, 14) == (0, 0, 224, 224)
+
+
+class Resizing(nn.Module):
+    """A convolution of stride 2, an operation on its maps, and another convolution."""
+
+    def __init__(self, operation):
+        super().__init__()
+        self.before = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.operation = operation
+        self.after = nn.LazyConv2d(4, 1)
+
+    def forward(self, images):
+        return self.after(self.operation(self.before(images)))
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda maps: F.max_pool2d(maps, 2),
+        lambda maps: F.interpolate(maps, scale_factor=2),
+        lambda maps: F.pad(maps, (0, 1, 0, 1)),
+        lambda maps: maps[:, :, ::2, ::2],
+        lambda maps: maps + F.interpolate(F.avg_pool2d(maps, 2), scale_factor=2),
+        nn.AdaptiveAvgPool2d(8),
+        nn.Upsample(scale_factor=2),
+        nn.PixelUnshuffle(2),
+    ],
+)
+def test_grid_is_lost_where_maps_are_resized_in_unknown_ways(operation):
+    network, images = Resizing(operation), torch.zeros(1, 3, 64, 64)
+    network(images)
+    assert follow_cells(network, "before", images) == Cells((2, 2), (0, 0))
+    assert follow_cells(network, "after", images) is None
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda maps: F.max_pool2d(maps, 3, 1, 1),
+        lambda maps: maps * maps.mean((2, 3), keepdim=True).sigmoid(),
+        lambda maps: maps.view(maps.size(0), 2, 4, 32, 32).transpose(1, 2).reshape(maps.shape),
+        nn.AdaptiveAvgPool2d(32),
+    ],
+)
+def test_grid_is_kept_by_what_keeps_the_size(operation):
+    network, images = Resizing(operation), torch.zeros(1, 3, 64, 64)
+    network(images)
+    assert follow_cells(network, "after", images) == Cells((2, 2), (0, 0))
 
 
 def test_boxes_on_originals():

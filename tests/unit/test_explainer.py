@@ -176,6 +176,39 @@ def test_batch_size_and_chunk_do_not_matter(
         torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
+@pytest.mark.parametrize("setting", [True, False, "conv", "rnn"])
+def test_convolutions_are_float32_and_the_settings_return(
+    setting: bool | str, backbone: Backbone, arrays: list[np.ndarray]
+) -> None:
+    """The switches are there without a GPU as well."""
+    cudnn = torch.backends.cudnn
+
+    def switches() -> tuple[object, ...]:
+        return cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision, cudnn.benchmark, cudnn.enabled, cudnn.deterministic
+
+    seen = []
+    explainer = Explainer(backbone, head_with(0))
+    first = backbone.network.get_submodule("features.0")
+    handle = first.register_forward_pre_hook(lambda _m, _i: seen.append(cudnn.conv.fp32_precision))
+    benchmark = cudnn.benchmark
+    try:
+        cudnn.benchmark = True
+        if isinstance(setting, bool):
+            cudnn.allow_tf32 = setting
+        else:
+            getattr(cudnn, setting).fp32_precision = "ieee"
+        before = switches()
+        explainer(arrays)
+        explainer.score(arrays)
+        ablate_reference(backbone, explainer.head, explainer.preprocess(arrays), [0])
+        assert switches() == before
+    finally:
+        cudnn.allow_tf32, cudnn.benchmark = True, benchmark
+        handle.remove()
+    assert len(seen) >= 3
+    assert "tf32" not in seen
+
+
 def test_ensemble_gives_mean_and_standard_deviation(backbone: Backbone, arrays: list[np.ndarray]) -> None:
     heads = [head_with(seed) for seed in range(3)]
     result = Explainer(backbone, HeadEnsemble(heads))(arrays)
@@ -188,7 +221,7 @@ def test_ensemble_gives_mean_and_standard_deviation(backbone: Backbone, arrays: 
 
 def test_given_importance_is_used_for_every_image(backbone: Backbone, arrays: list[np.ndarray]) -> None:
     importance = [0.0, 3.0, -1.0, 0.0, 0.0, 1.0, 0.0, 0.0]
-    for given in (importance, np.array(importance), torch.tensor(importance)):
+    for given in (importance, np.array(importance), torch.tensor(importance, requires_grad=True)):
         result = Explainer(backbone, head_with(0), importance=given)(arrays)
         assert result.ablated_scores is None
         assert torch.equal(result.importance, torch.tensor([importance] * 5))
@@ -197,6 +230,24 @@ def test_given_importance_is_used_for_every_image(backbone: Backbone, arrays: li
     torch.testing.assert_close(result.scores, Explainer(backbone, head_with(0)).score(arrays))
     with pytest.raises(BackboneError, match=r"has shape \(3,\), the layer has 8 maps"):
         Explainer(backbone, head_with(0), importance=[1.0, 2.0, 3.0])
+    with pytest.raises(BackboneError, match="importance of map 2 is nan, not a finite number"):
+        Explainer(backbone, head_with(0), importance=[0, 1, np.nan, 0, 0, 0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("weighting", "postive"),
+        ("chunk", -1),
+        ("chunk", 0),
+        ("batch_size", -1),
+        ("batch_size", 0),
+        ("trunk_dtype", torch.float64),
+    ],
+)
+def test_impossible_arguments_are_refused(name: str, value: object, backbone: Backbone) -> None:
+    with pytest.raises(ValueError, match=f"{name} is {value!r}: must be"):
+        Explainer(backbone, head_with(0), **{name: value})  # type: ignore[arg-type]
 
 
 def test_trained_bundle_is_loaded_and_others_refused(
@@ -223,6 +274,36 @@ def test_no_images(backbone: Backbone) -> None:
 def test_what_is_not_an_image_is_refused(bad: np.ndarray, backbone: Backbone) -> None:
     with pytest.raises(ValueError, match="an image is uint8"):
         Explainer(backbone, head_with(0))([bad])
+
+
+@pytest.mark.parametrize(
+    ("images", "kind", "message"),
+    [
+        (np.zeros((40, 50, 3), np.uint8), ValueError, r"one array of shape \(40, 50, 3\): give a list of images"),
+        (np.zeros((40, 50), np.uint8), ValueError, r"one array of shape \(40, 50\)"),
+        (Image.new("RGB", (50, 40)), TypeError, "of type Image: give a list of PIL images"),
+        ("picture.jpg", TypeError, "'picture.jpg' of type str: give a list"),
+        (Path("picture.jpg"), TypeError, "of type PosixPath: give a list"),
+        (None, TypeError, "None of type NoneType: give a list"),
+        (["picture.jpg"], TypeError, "'picture.jpg' of type str is no image: give a PIL image"),
+        ([None], TypeError, "None of type NoneType is no image"),
+        ([Image.new("RGB", (0, 40))], ValueError, "size 0 × 40 has no pixels"),
+    ],
+)
+def test_what_is_no_list_of_images_is_refused(
+    images: object, kind: type[Exception], message: str, backbone: Backbone
+) -> None:
+    explainer = Explainer(backbone, head_with(0))
+    for use in (explainer, explainer.score, explainer.preprocess):
+        with pytest.raises(kind, match=message):
+            use(images)  # type: ignore[operator]
+
+
+def test_an_array_of_colour_or_grey_images_is_taken(backbone: Backbone) -> None:
+    colour = np.random.default_rng(0).integers(0, 256, (2, 40, 50, 3), dtype=np.uint8)
+    explainer = Explainer(backbone, head_with(0))
+    for images in (colour, colour[..., 0]):
+        assert torch.equal(explainer(images).scores, explainer(list(images)).scores)  # type: ignore[arg-type]
 
 
 def test_inception_scores_and_refuses_heatmaps_with_the_reason(arrays: list[np.ndarray]) -> None:

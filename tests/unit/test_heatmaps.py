@@ -64,6 +64,25 @@ def test_nothing_of_weight_gives_zero_and_no_nan(importance: list[float], weight
     assert torch.equal(weighted_maps(weights, torch.ones(1, 2, 3, 3)), torch.zeros(1, 3, 3))
 
 
+@pytest.mark.parametrize("weighting", ["positive", "signed"])
+def test_nan_is_no_weight_of_zero(weighting: str) -> None:
+    weights = heatmap_weights(torch.tensor([[1.0, torch.nan], [1.0, 3.0]]), weighting)  # type: ignore[arg-type]
+    assert weights[0].isnan().all()
+    assert torch.equal(weights[1], torch.tensor([0.25, 0.75]))
+
+
+@pytest.mark.parametrize("scale", [3e38, 1e-38, 1e-45])
+def test_sums_beyond_float32_keep_their_weights(scale: float) -> None:
+    weights = heatmap_weights(torch.tensor([[1.0, 1.0, 0.0, 1.0]]) * scale)
+    torch.testing.assert_close(weights, torch.tensor([[1.0, 1.0, 0.0, 1.0]]) / 3)
+
+
+def test_scaling_changes_no_bit_of_ordinary_weights() -> None:
+    importance = torch.randn(50, 300, generator=torch.Generator().manual_seed(0))
+    expected = importance / importance.abs().sum(-1, keepdim=True)
+    assert torch.equal(heatmap_weights(importance, "signed"), expected)
+
+
 def test_one_image_without_weight_leaves_the_others_alone() -> None:
     weights = heatmap_weights(torch.tensor([[-1.0, -1.0], [1.0, 3.0]]))
     assert torch.equal(weights, torch.tensor([[0.0, 0.0], [0.25, 0.75]]))
@@ -187,3 +206,12 @@ def test_display_of_zero_stays_zero_and_nan_stays_nan(weighting: str) -> None:
     shown = normalise_for_display(np.array([[0.0, np.nan]]), weighting)  # type: ignore[arg-type]
     np.testing.assert_array_equal(shown, [[0, np.nan]])
     assert np.isnan(normalise_for_display(np.full((2, 2), np.nan), weighting)).all()  # type: ignore[arg-type]
+
+
+def test_unknown_weighting_is_refused() -> None:
+    for use in (
+        lambda: heatmap_weights(torch.ones(2), "postive"),
+        lambda: normalise_for_display(np.ones(2), "postive"),
+    ):  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="weighting is 'postive': must be 'positive' or 'signed'"):
+            use()

@@ -42,14 +42,15 @@ def test_product_of_other_types_is_the_plain_one() -> None:
 
 @pytest.mark.usefixtures("either")
 @torch.inference_mode()
-@pytest.mark.parametrize(("rows", "live"), [(600, 20), (600, 300), (4, 20)])
-def test_skipping_zeros(rows: int, live: int) -> None:
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("rows", "live"), [(600, 20), (600, 300), (600, 0), (4, 20), (4, 0)])
+def test_skipping_zeros(rows: int, live: int, bias: bool) -> None:
     torch.manual_seed(1)
-    linear = nn.Linear(300, 50)
+    linear = nn.Linear(300, 50, bias=bias)
     inputs = torch.randn(rows, 300).relu()
     inputs[:, torch.randperm(300)[live:]] = 0
-    exact = nn.functional.linear(inputs.double(), linear.weight.double(), linear.bias.double())
     found = skipping_zeros(linear, inputs)
+    exact = linear.double()(inputs.double())
     torch.testing.assert_close(found.double(), exact, rtol=0, atol=2e-6 * float(exact.abs().max()))
 
 

@@ -151,6 +151,34 @@ def test_pearson_by_hand():
     assert upper_triangle(np.array([[0, 1, 2], [9, 0, 3], [9, 9, 0]])).tolist() == [1, 2, 3]
 
 
+def test_nan_is_no_correlation_of_zero():
+    assert np.isnan(pearson(np.array([1.0, np.nan, 3.0]), np.array([2.0, 4.0, 7.0])))
+    embeddings, replacements, human = planted_case(8, 20, 4, first=3)
+    replacements[5, 2] = np.nan
+    for ais in (collective_ais, individual_ais):
+        found = np.atleast_2d(ais(embeddings, replacements, 3, human))[-3:][0]  # of image 5, or of all
+        assert np.isnan(found).tolist() == [False, False, True, False]
+
+
+@pytest.mark.parametrize(("value", "message"), [(2.0, "same in all coordinates"), (np.nan, "not finite")])
+def test_an_embedding_that_correlates_with_nothing_is_refused(value, message):
+    embeddings, replacements, human = planted_case(8, 20, 4, first=3)
+    embeddings[6] = value
+    for ais in (collective_ais, individual_ais):
+        with pytest.raises(SimilarityError, match=f"image 6 .*{message}"):
+            ais(embeddings, replacements, 3, human)
+
+
+def test_what_ablation_leaves_constant_correlates_with_nothing():
+    """Of the embedding of image 0 only map 0 is not zero."""
+    embeddings, replacements, _ = planted_case(8, 4, 4, first=0)
+    embeddings[0] = [5, 0, 0, 0]
+    for parts in (collective_similarities, individual_similarities):
+        with np.errstate(all="raise"):
+            (found,) = parts(embeddings, np.zeros_like(replacements), 0)
+        np.testing.assert_allclose(found[0, 0, 1:], 0, rtol=0, atol=1e-6)
+
+
 def test_alignment_is_numpys():
     embeddings, _, human = planted_case(7, 11, 1, first=0)
     rows, columns = np.triu_indices(7, 1)
@@ -165,6 +193,7 @@ def test_alignment_is_numpys():
         (lambda h: h, 5, "of 4 images, the list has 5"),
         (lambda h: h[:2, :2], 2, "at least 3"),
         (lambda h: np.where(np.arange(16).reshape(4, 4) == 6, np.nan, h), 4, "not finite at row 1, column 2"),
+        (lambda h: np.where(np.arange(16).reshape(4, 4) == 9, np.nan, h), 4, "not finite at row 2, column 1"),
         (lambda h: h + np.triu(np.ones((4, 4)), 1), 4, "not symmetric: .* at row 0, column 1"),
         (lambda h: np.full_like(h, 0.5), 4, "all human similarities are 0.5"),
     ],

@@ -110,6 +110,45 @@ def test_every_form_of_a_state_dict_loads(
     assert {parameter.dtype for parameter in backbone.parameters()} == {torch.float32}
 
 
+class WithConstants(TinyClassifier):
+    """Scales by a tensor that is in no state dict."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        scale = torch.full((3, 1, 1), 2.0)
+        if how == "buffer":
+            self.register_buffer("scale", scale, persistent=False)
+        else:
+            self.scale = scale
+
+
+class Scaled(nn.Module):
+    def __init__(self, network: WithConstants) -> None:
+        super().__init__()
+        self.features = network.features
+        if "scale" in network._buffers:
+            self.register_buffer("scale", network.scale, persistent=False)
+        else:
+            self.scale = network.scale
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.features(images * self.scale).mean((2, 3))
+
+
+@pytest.mark.parametrize("how", ["buffer", "attribute"])
+def test_constants_that_are_in_no_state_dict_are_kept(how: str, state: State, images: Tensor, tmp_path: Path) -> None:
+    spec = dataclasses.replace(
+        TINY, name="constants", build=functools.partial(WithConstants, how), adapt=lambda network: Scaled(network)
+    )
+    path = save(tmp_path / "w.pth", state)
+    before = torch.random.get_rng_state()
+    backbone = load_backbone(spec, weights=str(path))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    with torch.no_grad():
+        expected = trained().features(2 * images).mean((2, 3))
+    torch.testing.assert_close(backbone(images), expected)
+
+
 def test_densenet_files_with_old_names_load(tmp_path: Path) -> None:
     """The published DenseNets say ``norm.1`` where today's torchvision says ``norm1``."""
     small = functools.partial(DenseNet, growth_rate=4, block_config=(2, 2), num_init_features=8, bn_size=2)
