@@ -257,8 +257,17 @@ def importance_figure(bundle: Importance) -> Figure:
 
 
 def _sign(bundle: Importance) -> str:
-    sign = str(bundle.record.get("sign", "")).strip()
-    return f"AIS is the {sign}." if sign else ""
+    sign, seen = str(bundle.record.get("sign", "")).strip(), _maybe_fitted(bundle)
+    said = f"AIS is the {sign}." if sign else ""
+    return f"{said} It was measured on {seen}." if seen and seen not in sign else said
+
+
+def _maybe_fitted(bundle: Importance) -> str:
+    """The images that errors were measured on, where the head may have been fitted to them; empty otherwise."""
+    record = bundle.record
+    if record["objective"] != "error" or record.get("held_out") is True:
+        return ""
+    return str(record.get("measured_on") or "images that the head may have been fitted to")
 
 
 def importance_top(bundle: Importance, count: int = 8) -> list[dict[str, str]]:
@@ -566,6 +575,17 @@ def _heatmap_cautions(sources: Sources, looked_at: float | None) -> list[Caution
             "another.",
         ),
     ]
+    bundle = sources.run_importance
+    if bundle and (seen := _maybe_fitted(bundle)):
+        found.append(
+            Caution(
+                "care",
+                f"The maps were ranked on {seen}",
+                "Of an image that a head has learned by heart, taking away any map makes the prediction worse, so that "
+                "almost every map seems to help. jobs/importance.py measures errors on the head's test split, unless "
+                "held_out=false.",
+            )
+        )
     if looked_at is not None and looked_at < 0.995:
         found.append(
             Caution(

@@ -318,6 +318,30 @@ def test_what_does_not_belong_is_refused(tmp_path: Path) -> None:
         parse_config(ReportConfig, "", [f"run={run}", "output=o", "gallery.near=high"])
 
 
+@pytest.mark.parametrize(
+    ("details", "said"),
+    [
+        ({"held_out": True, "measured_on": "images of the head's test split"}, ""),
+        ({"held_out": False, "measured_on": "images that it was fitted to"}, "images that it was fitted to"),
+        ({"held_out": None}, "images that the head may have been fitted to"),  # as before it was asked
+    ],
+)
+def test_a_ranking_on_images_that_the_head_has_seen_is_marked(tmp_path: Path, details: dict, said: str) -> None:
+    paths = write_images(tmp_path / "photos", ["a.png"])
+    bundle = report_site.write_importance(tmp_path / "importance", "error", **details)
+    run = write_run(tmp_path, [str(paths[0])], [1.0], importance=report_site.importance_digest(bundle))
+    report(run, tmp_path / "site", f"importance=[{bundle}]")
+    model, trust = (text_of(tmp_path / "site" / f"{name}.html") for name in ("model", "trust"))
+    assert ("fitted to" in model + trust) == bool(said)
+    assert f"It was measured on {said}." in model or not said
+    assert f"The maps were ranked on {said}" in trust or not said
+    # A ranking that has nothing to do with the heatmaps is marked where it is shown.
+    other = write_run(tmp_path / "other", [str(paths[0])], [1.0], importance="c" * 64)
+    report(other, tmp_path / "without", f"importance=[{bundle}]")
+    assert "The maps were ranked on" not in text_of(tmp_path / "without" / "trust.html")
+    assert said in text_of(tmp_path / "without" / "model.html")
+
+
 def test_the_head_of_the_run_is_found_and_its_loss_is_noted(tmp_path: Path) -> None:
     paths = write_images(tmp_path / "photos", ["a.png"])
     head = report_site.write_head(tmp_path / "head")
