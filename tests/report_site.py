@@ -169,7 +169,7 @@ def importance_digest(folder: str) -> str:
     return json.loads((Path(folder) / "importance.json").read_text())["sha256"]
 
 
-def write_validation(folder: Path, conclusion: str) -> str:
+def write_validation(folder: Path, conclusion: str, weighting: str = "positive") -> str:
     """Write what a report reads of a validation."""
     place = Storage().open(str(folder))
     checks = [
@@ -212,7 +212,7 @@ def write_validation(folder: Path, conclusion: str) -> str:
         "checks": checks,
         "images": {"rated": 30, "curved": 9},
         "protocol_refused": None,
-        "weighting": "positive",
+        "weighting": weighting,
         "heatmaps": {
             "random_head_correlation": {
                 "positive": {"value": 0.995, "low": 0.99, "high": 0.998, "n": 9},

@@ -497,7 +497,7 @@ def _model_cautions(sources: Sources) -> list[Caution]:
 
 
 def verdict(sources: Sources) -> Caution:
-    """What the validation came to, or that there was none."""
+    """What the validation came to, or that there was none, or none of heatmaps like these."""
     if sources.validation is None:
         return Caution(
             "stop" if sources.untrained else "care",
@@ -512,7 +512,27 @@ def verdict(sources: Sources) -> Caution:
         "FAILED": ("Validation failed", "stop"),
     }.get(word.strip(), ("What the validation came to", "care"))
     text = text.strip()
-    return Caution(level, title, (text[:1].upper() + text[1:]) or word)  # type: ignore[arg-type]
+    text = (text[:1].upper() + text[1:]) or word
+    if differences := _differences(sources):
+        # A head that failed there fails here; one that passed does not pass here.
+        text = f"{differences} What was found of those: {title[:1].lower()}{title[1:]}. {text}"
+        title, level = "Validation is of other heatmaps", "stop" if level == "stop" else "care"
+    return Caution(level, title, text)  # type: ignore[arg-type]
+
+
+def _differences(sources: Sources) -> str:
+    """In what the heatmaps of the run are not those that were validated; empty where they are the same kind."""
+    assert sources.validation is not None
+    found = []
+    if sources.record["identity"].get("importance") is not None:
+        found.append(
+            "Heatmaps that each image's own effects make were measured; those of this run are made of one importance "
+            "of the maps for all images."
+        )
+    validated = str(sources.validation.record.get("weighting", sources.weighting))
+    if validated != sources.weighting:
+        found.append(f"It was measured with {validated} weighting; the heatmaps of this run have {sources.weighting}.")
+    return " ".join(found)
 
 
 def _run_cautions(sources: Sources, overview: Overview | None, failed: int, outside: float | None) -> list[Caution]:

@@ -158,7 +158,7 @@ def test_what_a_reader_learns(site: Path) -> None:
     assert "beats <b>chance</b>" in trust
     assert "heads that were never fitted 0.995 (0.990 to 0.998)" in trust
     assert "inside the mask 0.950 (0.900 to 1.00); by chance 0.0900" in trust
-    assert "It was measured with" not in trust  # the same weighting
+    assert "of other heatmaps" not in trust  # the same weighting
     assert "2 <b>" in trust or "two <b>" in trust
     assert errors.index("truncated") < errors.index("not an <i>image</i>")
     assert "and 6 more" in errors
@@ -316,6 +316,33 @@ def test_what_does_not_belong_is_refused(tmp_path: Path) -> None:
             open_sources(parse_config(ReportConfig, "", keys))
     with pytest.raises(ConfigError, match=r"near: expected list \[number, ...\], got \"high\""):
         parse_config(ReportConfig, "", [f"run={run}", "output=o", "gallery.near=high"])
+
+
+@pytest.mark.parametrize(
+    ("importance", "weighting", "conclusion", "level", "said"),
+    [
+        (None, "positive", "PASSED: all of it.", "good", "Speaks for it Validation passed. All of it."),
+        (None, "signed", "PASSED: all of it.", "care", "positive weighting; the heatmaps of this run have signed."),
+        ("c" * 64, "positive", "PASSED: all of it.", "care", "those of this run are made of one importance"),
+        ("c" * 64, "signed", "PASSED: all of it.", "care", "of those: validation passed. All of it."),
+        ("c" * 64, "positive", "FAILED: the head guesses.", "stop", "of those: validation failed. The head guesses."),
+    ],
+)
+def test_a_validation_of_other_heatmaps_vouches_for_nothing(
+    tmp_path: Path, importance: str | None, weighting: str, conclusion: str, level: str, said: str
+) -> None:
+    paths = write_images(tmp_path / "photos", ["a.png"])
+    run = write_run(tmp_path, [str(paths[0])], [1.0], untrained=False, importance=importance, weighting=weighting)
+    validation = report_site.write_validation(tmp_path / "validation", conclusion)
+    report(run, tmp_path / "site", f"validation={validation}", f"head={report_site.write_head(tmp_path / 'head')}")
+    for name in ("index", "trust"):
+        page = parse(tmp_path / "site" / f"{name}.html")
+        verdict = next(aside for aside in page.iter("aside") if "verdict" in aside.get("class", ""))
+        assert verdict.get("class") == f"verdict {level}"
+        words = " ".join(" ".join(verdict.itertext()).split())
+        assert said in words
+        assert ("Validation is of other heatmaps" in words) == (level != "good")
+        assert ("Speaks for it" in words) == (level == "good")
 
 
 @pytest.mark.parametrize(
