@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from ais.report import charts
 from ais.report.formats import counted, decimals_for, fixed, percent, short, whole
+from ais.report.meaning import meaning_of
 from ais.report.scores import Scores
 from ais.report.sources import Comparison, Head, Importance, Sources, Validation, column
 
@@ -595,7 +596,16 @@ def _heatmap_cautions(sources: Sources, looked_at: float | None) -> list[Caution
             "another.",
         ),
     ]
-    bundle = sources.run_importance
+    meaning, bundle = meaning_of(sources), sources.run_importance
+    if meaning.ranking:
+        found.append(
+            Caution(
+                "care",
+                "One importance of the maps for all images",
+                "The heatmaps are weighted by one importance of the feature maps, not by what each map does in each "
+                f"image. {meaning.ranking}",
+            )
+        )
     if bundle and (seen := _maybe_fitted(bundle)):
         found.append(
             Caution(
@@ -619,8 +629,8 @@ def _heatmap_cautions(sources: Sources, looked_at: float | None) -> list[Caution
         found.append(
             Caution(
                 "care",
-                "Only what raises the score is shown",
-                "The weighting is positive, as in the paper: feature maps that lower the score are left out. A run "
+                f"Only what {meaning.adds} is shown",
+                f"The weighting is positive, as in the paper: feature maps that {meaning.take} are left out. A run "
                 "with weighting=signed shows both.",
             )
         )

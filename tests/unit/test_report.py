@@ -22,6 +22,7 @@ from py_mini_racer import MiniRacer
 from ais.config import ReportConfig, parse_config
 from ais.errors import AisError, ConfigError
 from ais.report import open_sources
+from ais.report.meaning import meaning_of
 from ais.storage import Storage
 from jobs.report import main
 from tests import report_site
@@ -343,6 +344,58 @@ def test_a_validation_of_other_heatmaps_vouches_for_nothing(
         assert said in words
         assert ("Validation is of other heatmaps" in words) == (level != "good")
         assert ("Speaks for it" in words) == (level == "good")
+
+
+def words_of(site: Path, run: str, *keys: str) -> dict[str, str]:
+    """What the pages of a run say."""
+    report(run, site, *keys)
+    return {page.stem: text_of(page) for page in site.glob("*.html")}
+
+
+@pytest.mark.parametrize(
+    ("objective", "adds", "takes", "ranking"),
+    [
+        (None, "raises the score", "lowers the score", ""),
+        ("prediction", "raises the score on average", "lowers the score on average", "may do the opposite"),
+        (
+            "error",
+            "brings predictions nearer to the ratings",
+            "takes predictions away from the ratings",
+            "measured over 40 images (objective error): it is about errors",
+        ),
+        (
+            "similarity",
+            "adds to the agreement with people",
+            "takes from the agreement with people",
+            "neither the head nor the score has a part in it",
+        ),
+        ("lost", "has positive importance", "has negative importance", "the bundle that the run was made with was not"),
+    ],
+)
+def test_colours_mean_what_the_importance_was_measured_by(
+    tmp_path: Path, objective: str | None, adds: str, takes: str, ranking: str
+) -> None:
+    uris = [str(path) for path in write_images(tmp_path / "photos", ["a.png", "b.png"])]
+    digest, keys = None, []
+    if objective:
+        bundle = report_site.write_importance(tmp_path / "importance", objective)
+        digest = report_site.importance_digest(bundle) if objective != "lost" else "c" * 64
+        keys = [f"importance=[{bundle}]"] if objective != "lost" else []
+    run = write_run(tmp_path / "positive", uris, [2.0, 1.0], importance=digest)
+    positive = words_of(tmp_path / "positive-site", run, *keys)
+    assert f"Only what {adds} is shown" in positive["index"]
+    assert ("One importance of the maps for all images" in positive["index"]) == bool(objective)
+    assert ranking in positive["trust"]
+    run = write_run(tmp_path / "signed", uris, [2.0, 1.0], importance=digest, weighting="signed")
+    signed = words_of(tmp_path / "signed-site", run, *keys)
+    assert f"{takes} · none · {adds}" in signed["images"]
+    said = " ".join([*positive.values(), *signed.values()])
+    assert ("evidence for the score" in said) == (objective is None)
+    for words in ("raises the score", "lowers the score"):
+        assert (words in said) == (objective in (None, "prediction"))
+    assert ("Each heatmap of this run is weighted by its own" in positive["model"]) == (objective is None)
+    meaning = meaning_of(open_sources(parse_config(ReportConfig, "", [f"run={run}", f"output={tmp_path}/o", *keys])))
+    assert meaning.blue == (f", of maps that {meaning.take}" if objective else " and lowers the score")
 
 
 @pytest.mark.parametrize(
