@@ -516,7 +516,7 @@ def verdict(sources: Sources) -> Caution:
     text = (text[:1].upper() + text[1:]) or word
     if differences := _differences(sources):
         # A head that failed there fails here; one that passed does not pass here.
-        text = f"{differences} What was found of those: {title[:1].lower()}{title[1:]}. {text}"
+        text = f"{differences} What it found: {title[:1].lower()}{title[1:]}. {text}"
         title, level = "Validation is of other heatmaps", "stop" if level == "stop" else "care"
     return Caution(level, title, text)  # type: ignore[arg-type]
 
@@ -527,12 +527,14 @@ def _differences(sources: Sources) -> str:
     found = []
     if sources.record["identity"].get("importance") is not None:
         found.append(
-            "Heatmaps that each image's own effects make were measured; those of this run are made of one importance "
-            "of the maps for all images."
+            "It measured heatmaps of each image's own effects; those of this run are weighted by one importance of the "
+            "maps for all images."
         )
     validated = str(sources.validation.record.get("weighting", sources.weighting))
     if validated != sources.weighting:
-        found.append(f"It was measured with {validated} weighting; the heatmaps of this run have {sources.weighting}.")
+        found.append(
+            f"It measured heatmaps with {validated} weighting; those of this run have {sources.weighting} weighting."
+        )
     return " ".join(found)
 
 

@@ -323,10 +323,10 @@ def test_what_does_not_belong_is_refused(tmp_path: Path) -> None:
     ("importance", "weighting", "conclusion", "level", "said"),
     [
         (None, "positive", "PASSED: all of it.", "good", "Speaks for it Validation passed. All of it."),
-        (None, "signed", "PASSED: all of it.", "care", "positive weighting; the heatmaps of this run have signed."),
-        ("c" * 64, "positive", "PASSED: all of it.", "care", "those of this run are made of one importance"),
-        ("c" * 64, "signed", "PASSED: all of it.", "care", "of those: validation passed. All of it."),
-        ("c" * 64, "positive", "FAILED: the head guesses.", "stop", "of those: validation failed. The head guesses."),
+        (None, "signed", "PASSED: all of it.", "care", "positive weighting; those of this run have signed weighting."),
+        ("c" * 64, "positive", "PASSED: all of it.", "care", "those of this run are weighted by one importance"),
+        ("c" * 64, "signed", "PASSED: all of it.", "care", "What it found: validation passed. All of it."),
+        ("c" * 64, "positive", "FAILED: the head guesses.", "stop", "found: validation failed. The head guesses."),
     ],
 )
 def test_a_validation_of_other_heatmaps_vouches_for_nothing(
