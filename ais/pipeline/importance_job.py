@@ -19,16 +19,14 @@ from ais.heads import HeadSource, read_record
 from ais.images import Limits
 from ais.importance import ImportanceRecord, save_importance
 from ais.importance.general import general_similarities
-from ais.importance.jackknife import JackknifedAIS, jackknifed_ais
+from ais.importance.jackknife import JackknifedAIS, agreement_interval, jackknifed_ais
 from ais.importance.matrix import read_matrix
 from ais.importance.ranking import by_image_table, effects_table, ranking_png, similarity_table
 from ais.importance.similarity import (
     check_human_matrix,
     collective_similarities,
     individual_similarities,
-    pearson,
     similarity_of,
-    upper_triangle,
 )
 from ais.listing import ListedImage, list_images
 from ais.pipeline.cluster import Pools, cluster_pools
@@ -51,6 +49,11 @@ _SIGN = {
     "collective": "R²(all maps) - R²(without the map): positive where the map adds to the agreement with people",
     "individual": "mean over images of r - r(without the map in that image): positive where the map adds to agreement",
 }
+_SIGN_AGAINST_PEOPLE = "R²(all maps) - R²(without the map): positive where the map adds to R², here of a disagreement"
+_AGAINST_PEOPLE = (
+    "R is not positive: the model finds those images alike that the matrix gives small numbers. Larger numbers of the "
+    "matrix must mean more alike; of a matrix of distances, give the negative. If they do, model and people disagree"
+)
 
 
 @dataclass(frozen=True)
@@ -261,8 +264,15 @@ def _similarity(prepared: PreparedImportance) -> ImportanceResult:
         task = ray.remote(num_cpus=pools.scoring_cpus, num_gpus=pools.scoring_gpus)(_general_similarity)
         with TaskProgress("maps", maps, config.compute.stall_minutes) as progress:
             intact, found = ray.get(task.remote(prepared, pools, progress.counter))
-    details["agreement"] = float(pearson(upper_triangle(intact), upper_triangle(human))) ** 2
+    value, low, high = agreement_interval(intact, human)
+    known = np.isfinite(low)  # not of a handful of images
+    details["correlation"] = {"value": value, "low": low if known else None, "high": high if known else None}
+    details["agreement"] = value**2
     details["interval"] = "95%, delete-one jackknife over images"
+    if value <= 0:
+        details["warning"] = _AGAINST_PEOPLE
+        if config.level == "collective":
+            details["sign"] = _SIGN_AGAINST_PEOPLE
     by_image = None
     if config.level == "individual":
         by_image = by_image_table([image.uri for image in prepared.images], found.ais)
@@ -333,7 +343,11 @@ def write_importance(prepared: PreparedImportance, result: ImportanceResult) -> 
         "largest     " + ", ".join(f"map {k} {ais[k]:.3g}" for k in top),
     ]
     if "agreement" in result.details:
-        lines.append(f"agreement   R² of all maps with people {result.details['agreement']:.3f}")
+        r, squared = result.details["correlation"], result.details["agreement"]
+        ends = "" if r["low"] is None else f" [{r['low']:.3f}, {r['high']:.3f}]"
+        lines.append(f"agreement   R of all maps with people {r['value']:.3f}{ends}, R² {squared:.3f}")
+    if "warning" in result.details:
+        lines.append(f"WARNING     {result.details['warning']}")
     if result.unreadable:
         lines.append(f"errors      {len(result.unreadable)} images could not be used, see importance.json")
     return "\n".join([*lines, f"bundle      {folder.address}"])

@@ -42,6 +42,10 @@ class Meaning:
 
 
 _OWN = Meaning("raises the score", "raise the score", "lowers the score", "lower the score")
+AGAINST_PEOPLE = (
+    "the model finds those images alike that the matrix gives small numbers. Larger numbers of the matrix must mean "
+    "more alike; it may hold distances. If it does not, model and people disagree."
+)
 _UNKNOWN = Meaning(
     "has positive importance",
     "have positive importance",
@@ -50,6 +54,13 @@ _UNKNOWN = Meaning(
     "What importance was measured by is not known here: the bundle that the run was made with was not found. Give it "
     "as importance=[DIR].",
 )
+
+
+def is_against_people(bundle: Importance) -> bool:
+    """Whether the model's similarities and people's run against each other, as far as the bundle says."""
+    correlation = bundle.record.get("correlation")
+    value = correlation.get("value") if isinstance(correlation, dict) else None
+    return isinstance(value, int | float) and value <= 0
 
 
 def meaning_of(sources: Sources) -> Meaning:
@@ -78,6 +89,14 @@ def _of_ranking(bundle: Importance) -> Meaning:
             "takes predictions away from the ratings",
             "take predictions away from the ratings",
             measured + "it is about errors, and what is bright may raise or lower the score of its image.",
+        )
+    if objective == "similarity" and is_against_people(bundle) and bundle.record.get("level") == "collective":
+        return Meaning(
+            "adds to R², here of a disagreement with people",
+            "add to R², here of a disagreement with people",
+            "takes from R², here of a disagreement with people",
+            "take from R², here of a disagreement with people",
+            f"{measured}{AGAINST_PEOPLE}",
         )
     if objective == "similarity":
         return Meaning(

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from ais.report import charts
 from ais.report.formats import counted, decimals_for, fixed, percent, short, whole
-from ais.report.meaning import meaning_of
+from ais.report.meaning import AGAINST_PEOPLE, is_against_people, meaning_of
 from ais.report.scores import Scores
 from ais.report.sources import Comparison, Head, Importance, Sources, Validation, column
 
@@ -253,7 +253,7 @@ def importance_figure(bundle: Importance) -> Figure:
     return Figure(
         f"AIS ranking, objective {objective}",
         chart,
-        f"The importance of each feature map{over}, largest first{band}. {_sign(bundle)}{share}",
+        f"The importance of each feature map{over}, largest first{band}. {_sign(bundle)}{share}{_correlation(bundle)}",
     )
 
 
@@ -261,6 +261,15 @@ def _sign(bundle: Importance) -> str:
     sign, seen = str(bundle.record.get("sign", "")).strip(), _maybe_fitted(bundle)
     said = f"AIS is the {sign}." if sign else ""
     return f"{said} It was measured on {seen}." if seen and seen not in sign else said
+
+
+def _correlation(bundle: Importance) -> str:
+    """How far the model's similarities agree with people's; empty for other objectives."""
+    found = bundle.record.get("correlation")
+    if not isinstance(found, dict):
+        return ""
+    said = f" R of all maps with people is {interval_text(found)}"
+    return f"{said}: {AGAINST_PEOPLE}" if is_against_people(bundle) else f"{said}."
 
 
 def _maybe_fitted(bundle: Importance) -> str:
@@ -606,6 +615,14 @@ def _heatmap_cautions(sources: Sources, looked_at: float | None) -> list[Caution
                 "One importance of the maps for all images",
                 "The heatmaps are weighted by one importance of the feature maps, not by what each map does in each "
                 f"image. {meaning.ranking}",
+            )
+        )
+    if bundle and is_against_people(bundle):
+        found.append(
+            Caution(
+                "stop",
+                "Importance was measured against people",
+                f"R of all maps with people is {interval_text(bundle.record['correlation'])}: {AGAINST_PEOPLE}",
             )
         )
     if bundle and (seen := _maybe_fitted(bundle)):

@@ -18,8 +18,13 @@ from ais.errors import RatingsError, RunError
 from ais.images import decode_image
 from ais.importance import ImportanceError, load_importance, load_importance_by_image
 from ais.importance.general import general_similarities
-from ais.importance.jackknife import jackknifed_ais
-from ais.importance.similarity import SimilarityError, collective_ais_reference, individual_ais_reference
+from ais.importance.jackknife import agreement_interval, jackknifed_ais
+from ais.importance.similarity import (
+    SimilarityError,
+    collective_ais_reference,
+    individual_ais_reference,
+    similarity_of,
+)
 from ais.ratings import ratings_fingerprint, read_ratings
 from ais.storage import Storage
 from jobs import heatmaps, importance
@@ -203,6 +208,34 @@ class TestSimilarity:
             uris, by_image = load_importance_by_image(str(tmp_path), Storage())
             assert uris == [str(folder / f"{n:02d}.png") for n in order]
             np.testing.assert_allclose(by_image, expected, rtol=0, atol=3e-14)
+
+    @pytest.mark.parametrize("level", ["collective", "individual"])
+    def test_a_matrix_of_distances_is_noticed(self, level, matrix, folder, explainer, tmp_path, capsys) -> None:
+        """The same matrix both ways round: R² is the same, and R tells them apart."""
+        _, _, order = matrix
+        images = explainer.preprocess([decode_image((folder / f"{n:02d}.png").read_bytes()) for n in order])
+        noise = np.random.default_rng(1).normal(size=(12, 12))
+        alike = similarity_of(explainer.backbone(images).numpy()) + (noise + noise.T) / 10
+        pa.csv.write_csv(pa.table({"uri": [f"{folder}/{n:02d}.png" for n in order]}), tmp_path / "order.csv")
+        found, said = {}, {}
+        for name, human in (("alike", alike), ("distances", -alike)):
+            np.save(tmp_path / f"{name}.npy", human)
+            argv = [f"matrix={tmp_path}/{name}.npy", f"images={tmp_path}/order.csv", f"output={tmp_path}/{name}"]
+            seed = ["backbone.name=tiny", "backbone.weights=random", "backbone.seed=3", f"level={level}"]
+            assert importance.main(["objective=similarity", *argv, *seed]) == 0
+            found[name] = json.loads((tmp_path / name / "importance.json").read_bytes())
+            said[name] = capsys.readouterr().out
+        r, low, high = agreement_interval(similarity_of(explainer.backbone(images).numpy()), alike)
+        assert r > 0.5
+        assert found["alike"]["correlation"] == pytest.approx({"value": r, "low": low, "high": high}, abs=1e-12)
+        assert found["distances"]["correlation"] == pytest.approx({"value": -r, "low": -high, "high": -low}, abs=1e-12)
+        assert found["distances"]["agreement"] == pytest.approx(found["alike"]["agreement"], abs=1e-12)
+        assert f"agreement   R of all maps with people {r:.3f} [{low:.3f}, {high:.3f}], R² {r**2:.3f}" in said["alike"]
+        assert "warning" not in found["alike"]
+        assert "WARNING" not in said["alike"]
+        assert "Larger numbers of the matrix must mean more alike" in found["distances"]["warning"]
+        assert f"WARNING     {found['distances']['warning']}\n" in said["distances"]
+        assert ("disagreement" in found["distances"]["sign"]) == (level == "collective")
 
     def test_a_tail_that_mixes_maps(self, matrix, folder, tmp_path, capsys) -> None:
         """One task for all images, which says how far it is; the same as in this process."""

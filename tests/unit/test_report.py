@@ -346,6 +346,25 @@ def test_a_validation_of_other_heatmaps_vouches_for_nothing(
         assert ("Speaks for it" in words) == (level == "good")
 
 
+@pytest.mark.parametrize("level", ["collective", "individual"])
+def test_an_importance_measured_against_people_is_not_relied_on(tmp_path: Path, level: str) -> None:
+    uris = [str(path) for path in write_images(tmp_path / "photos", ["a.png"])]
+    for r, heading in ((0.6, "Keep in mind"), (-0.6, "Do not rely on it")):
+        correlation = {"value": r, "low": r - 0.1, "high": r + 0.1}
+        place = tmp_path / f"{r}"
+        bundle = report_site.write_importance(place, "similarity", level=level, correlation=correlation)
+        digest = report_site.importance_digest(bundle)
+        run = write_run(tmp_path / f"run{r}", uris, [1.0], importance=digest, untrained=False)
+        words = words_of(place / "site", run, f"importance=[{bundle}]")
+        for name in ("index", "trust"):
+            assert ("Importance was measured against people" in words[name]) == (r < 0)
+        assert words["index"].index(heading) < words["index"].index("How far to trust")
+        shown = "−0.600 (−0.700 to −0.500)" if r < 0 else "0.600 (0.500 to 0.700)"
+        assert f"R of all maps with people is {shown}" in words["model"]
+        assert ("Larger numbers of the matrix must mean more alike" in words["model"]) == (r < 0)
+        assert ("Only what adds to R², here of a disagreement" in words["trust"]) == (r < 0 and level == "collective")
+
+
 def words_of(site: Path, run: str, *keys: str) -> dict[str, str]:
     """What the pages of a run say."""
     report(run, site, *keys)
