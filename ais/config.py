@@ -749,6 +749,11 @@ class ImportanceConfig(_Section):
         description="For similarity: one map ablated in all images at once, or in one image at a time (averaged).",
     )
     head: Address | None = Field(default=None, description="Head bundle; for prediction and error.")
+    held_out: bool = Field(
+        default=True,
+        description="For error: use only those rated images that are in the head's test split; false: all, for ratings"
+        " of images that the head was not trained on.",
+    )
     backbone: BackboneOverrides = BackboneOverrides()
     preprocessing: PreprocessingOverrides = PreprocessingOverrides()
     limits: LimitsConfig = LimitsConfig()
@@ -769,6 +774,8 @@ class ImportanceConfig(_Section):
             optional = self.objective == "similarity" and key in ("images", "head")
             if key not in wanted and not optional and value is not None:
                 yield _Conflict((key, "objective"), f"{_show(value)} has no use with objective={self.objective}")
+        if self.objective != "error" and not self.held_out:
+            yield _Conflict(("held_out", "objective"), f"false has no use with objective={self.objective}")
         if self.objective == "similarity" and self.head is None and self.backbone.name is None:
             yield _Conflict(
                 ("backbone.name", "objective"), "required with objective=similarity, unless a head is given"

@@ -124,6 +124,26 @@ def ratings_fingerprint(ratings: Ratings) -> str:
     return digest.hexdigest()
 
 
+def held_out_images(head: str, storage: Storage) -> list[str]:
+    """Return the images of a head's test split, as its table of ratings wrote them.
+
+    Args:
+        head: address of the head bundle.
+        storage: how to reach it.
+
+    Raises:
+        RatingsError: the bundle does not say.
+    """
+    place = storage.open(head) / "predictions.parquet"
+    try:
+        return [str(image) for image in pq.read_table(pa.BufferReader(place.read_bytes()))["image"].to_pylist()]
+    except FileNotFoundError as error:
+        raise RatingsError(
+            f"head {head!r} does not say which images it was not trained on (it has no predictions.parquet): give "
+            "ratings of such images and held_out=false"
+        ) from error
+
+
 def _read_table(config: RatingsConfig, storage: Storage) -> pa.Table:
     used = [config.image_column, config.score_column, config.split_column]
     try:

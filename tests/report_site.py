@@ -64,13 +64,14 @@ def write_run(
     shard_rows: int = 4,
     shape: tuple[int, int] = (7, 7),
     config_yaml: str = "",
+    importance: str | None = None,
     storage: Storage = Storage(),  # noqa: B008 - frozen
 ) -> str:
     """Write a run folder; image i has the size ``SIZES[i % 5]``. Returns its address."""
     run = Run.at(str(place), run_id, storage)
     facts = {
         "run_id": run_id,
-        "identity": {"weighting": weighting, "head": HEAD, "importance": None, "images": "/photos"},
+        "identity": {"weighting": weighting, "head": HEAD, "importance": importance, "images": "/photos"},
         "backbone": "tiny",
         "layer": {"name": "features.8", "map_shape": [16, *shape]},
         "weights": {"source": "random", "fingerprint": WEIGHTS, "seed": 3, "licence": None},
@@ -152,17 +153,23 @@ def write_head(folder: Path, heads: int = 1, tests: int = 30) -> str:
     return str(folder)
 
 
-def write_importance(folder: Path, objective: str = "error", maps: int = 16) -> str:
-    """Write an importance bundle of the run's backbone and layer."""
+def write_importance(folder: Path, objective: str = "error", maps: int = 16, **details: object) -> str:
+    """Write an importance bundle of the run's backbone and layer, whose `importance_digest` is that of its table."""
     ais = np.linspace(3, -1, maps)
     table = pa.table({"map": np.arange(maps), "ais": ais, "rank": np.arange(1, maps + 1)})
     table = table.append_column("ais_low", pa.array(ais - 0.2)).append_column("ais_high", pa.array(ais + 0.2))
     record = ImportanceRecord(objective, "tiny", WEIGHTS, "features.8", "center_crop", HEAD)
-    save_importance(str(folder), table, record, {"images": 40, "sign": "mean of |s_k - y| - |s - y|"}, Storage())
+    said = {"images": 40, "sign": "mean of |s_k - y| - |s - y|", "held_out": True}
+    save_importance(str(folder), table, record, said | details, Storage())
     return str(folder)
 
 
-def write_validation(folder: Path, conclusion: str) -> str:
+def importance_digest(folder: str) -> str:
+    """What a run that was made with a bundle names it by."""
+    return json.loads((Path(folder) / "importance.json").read_text())["sha256"]
+
+
+def write_validation(folder: Path, conclusion: str, weighting: str = "positive") -> str:
     """Write what a report reads of a validation."""
     place = Storage().open(str(folder))
     checks = [
@@ -205,7 +212,7 @@ def write_validation(folder: Path, conclusion: str) -> str:
         "checks": checks,
         "images": {"rated": 30, "curved": 9},
         "protocol_refused": None,
-        "weighting": "positive",
+        "weighting": weighting,
         "heatmaps": {
             "random_head_correlation": {
                 "positive": {"value": 0.995, "low": 0.99, "high": 0.998, "n": 9},

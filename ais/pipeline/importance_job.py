@@ -13,22 +13,20 @@ import torch
 
 from ais.backbones import TailKind
 from ais.config import ImportanceConfig, RatingsConfig, to_yaml
-from ais.errors import RunError
+from ais.errors import RatingsError, RunError
 from ais.explainer import geometry_of
 from ais.heads import HeadSource, read_record
 from ais.images import Limits
 from ais.importance import ImportanceRecord, save_importance
 from ais.importance.general import general_similarities
-from ais.importance.jackknife import JackknifedAIS, jackknifed_ais
+from ais.importance.jackknife import JackknifedAIS, agreement_interval, jackknifed_ais
 from ais.importance.matrix import read_matrix
 from ais.importance.ranking import by_image_table, effects_table, ranking_png, similarity_table
 from ais.importance.similarity import (
     check_human_matrix,
     collective_similarities,
     individual_similarities,
-    pearson,
     similarity_of,
-    upper_triangle,
 )
 from ais.listing import ListedImage, list_images
 from ais.pipeline.cluster import Pools, cluster_pools
@@ -39,10 +37,11 @@ from ais.pipeline.importance import coordinates_over, effects_over
 from ais.pipeline.prepare import Model, resolve_model, storage_of, versions
 from ais.pipeline.progress import TaskProgress
 from ais.pipeline.sink import Unreadable
-from ais.ratings import read_ratings
+from ais.ratings import MIN_RATED, Ratings, held_out_images, ratings_fingerprint, read_ratings
 from ais.storage import Storage, absolute
 
 _FEWEST = 3
+_MAY_BE_FITTED = "that the head may have been fitted to"
 
 _SIGN = {
     "prediction": "mean of s - s_k: positive where the map raises the score",
@@ -50,6 +49,11 @@ _SIGN = {
     "collective": "R²(all maps) - R²(without the map): positive where the map adds to the agreement with people",
     "individual": "mean over images of r - r(without the map in that image): positive where the map adds to agreement",
 }
+_SIGN_AGAINST_PEOPLE = "R²(all maps) - R²(without the map): positive where the map adds to R², here of a disagreement"
+_AGAINST_PEOPLE = (
+    "R is not positive: the model finds those images alike that the matrix gives small numbers. Larger numbers of the "
+    "matrix must mean more alike; of a matrix of distances, give the negative. If they do, model and people disagree"
+)
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class PreparedImportance:
         ratings: one for each image, for ``error``.
         human: the checked matrix, for ``similarity``.
         head: SHA-256 of the head's weights, where one is used.
+        seen: what the head knows of the images, in words, for ``error``.
     """
 
     config: ImportanceConfig
@@ -73,6 +78,7 @@ class PreparedImportance:
     ratings: np.ndarray | None
     human: np.ndarray | None
     head: str | None
+    seen: str | None = None
 
     @property
     def limits(self) -> Limits:
@@ -87,7 +93,7 @@ class PreparedImportance:
         return "\n".join(
             (
                 f"objective   {self.config.objective}{level}",
-                f"images      {len(self.images):,}",
+                f"images      {len(self.images):,}{f' {self.seen}' if self.seen else ''}",
                 f"backbone    {self.model.source.spec.name} ({trained})",
                 f"layer       {layer.name}: {'×'.join(map(str, layer.map_shape))}, {layer.tail} tail",
                 f"output      {self.config.output}",
@@ -123,13 +129,14 @@ def prepare_importance(config: ImportanceConfig) -> PreparedImportance:
     config = config.model_copy(
         update={name: absolute(getattr(config, name)) for name in addresses if getattr(config, name) is not None}
     )
-    record = read_record(config.head, storage)[0] if config.head else None
+    record, document = read_record(config.head, storage) if config.head else (None, {})
     model = resolve_model(config.backbone, config.preprocessing.mode, record, storage)
-    ratings = human = None
+    ratings = human = seen = None
     if config.objective == "error":
         assert config.ratings is not None
         rated = read_ratings(RatingsConfig(path=config.ratings), storage)
-        images, ratings = [ListedImage(address) for address in rated.addresses.tolist()], rated.scores
+        chosen, seen = _unseen(config, rated, document, storage)
+        images, ratings = [ListedImage(address) for address in rated.addresses[chosen].tolist()], rated.scores[chosen]
     elif config.objective == "prediction":
         assert config.images is not None
         images = list(list_images(config.images, storage))
@@ -141,7 +148,31 @@ def prepare_importance(config: ImportanceConfig) -> PreparedImportance:
         assert config.matrix is not None
         images, human = compared_images(config.matrix, config.images, storage)
     head = record.sha256 if record is not None and config.objective != "similarity" else None
-    return PreparedImportance(config, storage, model, images, ratings, human, head)
+    return PreparedImportance(config, storage, model, images, ratings, human, head, seen)
+
+
+def _unseen(config: ImportanceConfig, rated: Ratings, head: dict[str, Any], storage: Storage) -> tuple[np.ndarray, str]:
+    """Choose the rated images that errors are measured on; say in words what the head knows of them.
+
+    Of an image that the head has learned by heart every ablation takes the prediction away from the rating, so that
+    all maps seem to help.
+
+    Raises:
+        RatingsError: too few are in the head's test split, or it does not say which.
+    """
+    assert config.head is not None
+    if not config.held_out:
+        identity = head.get("identity")
+        own = isinstance(identity, dict) and identity.get("ratings") == ratings_fingerprint(rated)
+        return np.arange(len(rated)), "that the head was fitted to" if own else _MAY_BE_FITTED
+    chosen = np.flatnonzero(np.isin(rated.images, held_out_images(config.head, storage)))
+    if len(chosen) < MIN_RATED:
+        raise RatingsError(
+            f"held_out: {len(chosen)} images of {config.ratings!r} are in the test split of head {config.head!r}, as "
+            f"its predictions.parquet writes them; at least {MIN_RATED} are needed: rate more and train again, or, if "
+            "the head was trained on none of the rated images, held_out=false"
+        )
+    return chosen, "of the head's test split"
 
 
 def compared_images(matrix_address: str, images: str | None, storage: Storage) -> tuple[list[ListedImage], np.ndarray]:
@@ -206,7 +237,11 @@ def importance_of(prepared: PreparedImportance) -> ImportanceResult:
             f"{share:.1%} of the images could not be used, more than max_error_share={config.max_error_share:g}; "
             f"the first: {unreadable[0].uri!r} ({unreadable[0].error}); mend or remove them, or raise max_error_share"
         )
-    details = {"images": sums.images, "rated": sums.rated, "sign": _SIGN[config.objective]}
+    details: dict[str, Any] = {"images": sums.images, "rated": sums.rated, "sign": _SIGN[config.objective]}
+    if prepared.seen is not None:
+        details |= {"held_out": config.held_out, "measured_on": f"images {prepared.seen}"}
+        if not config.held_out:
+            details["sign"] += f"; measured on {details['measured_on']}"
     return ImportanceResult(effects_table(sums, config.objective), details, unreadable)
 
 
@@ -229,8 +264,15 @@ def _similarity(prepared: PreparedImportance) -> ImportanceResult:
         task = ray.remote(num_cpus=pools.scoring_cpus, num_gpus=pools.scoring_gpus)(_general_similarity)
         with TaskProgress("maps", maps, config.compute.stall_minutes) as progress:
             intact, found = ray.get(task.remote(prepared, pools, progress.counter))
-    details["agreement"] = float(pearson(upper_triangle(intact), upper_triangle(human))) ** 2
+    value, low, high = agreement_interval(intact, human)
+    known = np.isfinite(low)  # not of a handful of images
+    details["correlation"] = {"value": value, "low": low if known else None, "high": high if known else None}
+    details["agreement"] = value**2
     details["interval"] = "95%, delete-one jackknife over images"
+    if value <= 0:
+        details["warning"] = _AGAINST_PEOPLE
+        if config.level == "collective":
+            details["sign"] = _SIGN_AGAINST_PEOPLE
     by_image = None
     if config.level == "individual":
         by_image = by_image_table([image.uri for image in prepared.images], found.ais)
@@ -301,7 +343,11 @@ def write_importance(prepared: PreparedImportance, result: ImportanceResult) -> 
         "largest     " + ", ".join(f"map {k} {ais[k]:.3g}" for k in top),
     ]
     if "agreement" in result.details:
-        lines.append(f"agreement   R² of all maps with people {result.details['agreement']:.3f}")
+        r, squared = result.details["correlation"], result.details["agreement"]
+        ends = "" if r["low"] is None else f" [{r['low']:.3f}, {r['high']:.3f}]"
+        lines.append(f"agreement   R of all maps with people {r['value']:.3f}{ends}, R² {squared:.3f}")
+    if "warning" in result.details:
+        lines.append(f"WARNING     {result.details['warning']}")
     if result.unreadable:
         lines.append(f"errors      {len(result.unreadable)} images could not be used, see importance.json")
     return "\n".join([*lines, f"bundle      {folder.address}"])

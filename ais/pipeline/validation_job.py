@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from ais.backbones import TailKind
@@ -39,7 +38,7 @@ from ais.pipeline.columns import unpack
 from ais.pipeline.explain import choose_device
 from ais.pipeline.fetch import FetchDecode, read_image
 from ais.pipeline.prepare import Model, resolve_model, storage_of, versions
-from ais.ratings import Ratings, ratings_fingerprint, read_ratings
+from ais.ratings import Ratings, held_out_images, ratings_fingerprint, read_ratings
 from ais.runs import write_table
 from ais.storage import Folder, Storage, absolute
 from ais.validation.faithfulness import FILLS, InputMaps
@@ -155,7 +154,7 @@ def prepare_validation(config: ValidateConfig) -> PreparedValidation:
     if not config.held_out:
         _refuse_own_ratings(config, document, rated)
     else:
-        chosen = np.flatnonzero(np.isin(rated.images, _test_split(config.head, storage)))
+        chosen = np.flatnonzero(np.isin(rated.images, held_out_images(config.head, storage)))
     if len(chosen) > config.protocol_images:
         random = np.random.default_rng([config.seed, 2])
         chosen = np.sort(random.choice(chosen, config.protocol_images, replace=False))
@@ -210,17 +209,6 @@ def with_absolute_paths(config: ValidateConfig) -> ValidateConfig:
     names = ("head", "output", "masks", "matrix", "images")
     found = {name: absolute(getattr(config, name)) for name in names if getattr(config, name) is not None}
     return config.model_copy(update=found)
-
-
-def _test_split(head: str, storage: Storage) -> list[str]:
-    place = storage.open(head) / "predictions.parquet"
-    try:
-        return [str(image) for image in pq.read_table(pa.BufferReader(place.read_bytes()))["image"].to_pylist()]
-    except FileNotFoundError as error:
-        raise RatingsError(
-            f"head {head!r} does not say which images it was not trained on (it has no predictions.parquet): give "
-            "ratings of such images and held_out=false"
-        ) from error
 
 
 def read_sample(prepared: PreparedValidation) -> Sample:

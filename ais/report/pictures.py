@@ -106,10 +106,14 @@ class PictureMaker:
         limits: on an original.
         storage: how to reach the originals.
         output: where the pages go, for links.
+        blue: what a negative cell is, in words that go on from where it is.
     """
 
-    def __init__(self, weighting: Weighting, max_side: int, limits: Limits, storage: Storage, output: Folder) -> None:
+    def __init__(
+        self, weighting: Weighting, max_side: int, limits: Limits, storage: Storage, output: Folder, blue: str
+    ) -> None:
         self._weighting: Weighting = weighting
+        self._blue = blue
         self._max_side = max_side
         self._limits = limits
         self._storage = storage
@@ -141,7 +145,7 @@ class PictureMaker:
         shown = normalise_for_display(placed, self._weighting)
         colours = colorize(shown, self._weighting)
         opacity = np.rint(255 * np.abs(np.nan_to_num(shown))).astype(np.uint8)
-        cell, strongest = strongest_cell(row)
+        cell, strongest = strongest_cell(row, self._blue)
         return Picture(
             row,
             size,
@@ -164,10 +168,14 @@ class PictureMaker:
         return decoded.picture
 
 
-def strongest_cell(row: Row) -> tuple[tuple[float, float, float, float], str]:
+def strongest_cell(row: Row, blue: str) -> tuple[tuple[float, float, float, float], str]:
     """Left, top, width, height in pixels of the original of the cell with the largest absolute value; and in words.
 
     Of cells that the model did not see whole, only those whose middle it saw are looked at.
+
+    Args:
+        row: the image.
+        blue: what a negative cell is; goes on from the words for its place.
     """
     height, width = row.heatmap.shape
     left, top = float(row.heatmap_box[0]), float(row.heatmap_box[1])
@@ -190,8 +198,7 @@ def strongest_cell(row: Row) -> tuple[tuple[float, float, float, float], str]:
         where = side[third_x if third_y == "middle" else third_y]
     else:
         where = f"at the {third_y} {third_x}"
-    lowers = " and lowers the score" if row.heatmap[index_y, index_x] < 0 else ""
-    return place, f"strongest {where}{lowers}"
+    return place, f"strongest {where}{blue if row.heatmap[index_y, index_x] < 0 else ''}"
 
 
 def looked_at(row: Row) -> float:

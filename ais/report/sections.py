@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from ais.report import charts
 from ais.report.formats import counted, decimals_for, fixed, percent, short, whole
+from ais.report.meaning import AGAINST_PEOPLE, is_against_people, meaning_of
 from ais.report.scores import Scores
 from ais.report.sources import Comparison, Head, Importance, Sources, Validation, column
 
@@ -252,13 +253,31 @@ def importance_figure(bundle: Importance) -> Figure:
     return Figure(
         f"AIS ranking, objective {objective}",
         chart,
-        f"The importance of each feature map{over}, largest first{band}. {_sign(bundle)}{share}",
+        f"The importance of each feature map{over}, largest first{band}. {_sign(bundle)}{share}{_correlation(bundle)}",
     )
 
 
 def _sign(bundle: Importance) -> str:
-    sign = str(bundle.record.get("sign", "")).strip()
-    return f"AIS is the {sign}." if sign else ""
+    sign, seen = str(bundle.record.get("sign", "")).strip(), _maybe_fitted(bundle)
+    said = f"AIS is the {sign}." if sign else ""
+    return f"{said} It was measured on {seen}." if seen and seen not in sign else said
+
+
+def _correlation(bundle: Importance) -> str:
+    """How far the model's similarities agree with people's; empty for other objectives."""
+    found = bundle.record.get("correlation")
+    if not isinstance(found, dict):
+        return ""
+    said = f" R of all maps with people is {interval_text(found)}"
+    return f"{said}: {AGAINST_PEOPLE}" if is_against_people(bundle) else f"{said}."
+
+
+def _maybe_fitted(bundle: Importance) -> str:
+    """The images that errors were measured on, where the head may have been fitted to them; empty otherwise."""
+    record = bundle.record
+    if record["objective"] != "error" or record.get("held_out") is True:
+        return ""
+    return str(record.get("measured_on") or "images that the head may have been fitted to")
 
 
 def importance_top(bundle: Importance, count: int = 8) -> list[dict[str, str]]:
@@ -488,7 +507,7 @@ def _model_cautions(sources: Sources) -> list[Caution]:
 
 
 def verdict(sources: Sources) -> Caution:
-    """What the validation came to, or that there was none."""
+    """What the validation came to, or that there was none, or none of heatmaps like these."""
     if sources.validation is None:
         return Caution(
             "stop" if sources.untrained else "care",
@@ -503,7 +522,29 @@ def verdict(sources: Sources) -> Caution:
         "FAILED": ("Validation failed", "stop"),
     }.get(word.strip(), ("What the validation came to", "care"))
     text = text.strip()
-    return Caution(level, title, (text[:1].upper() + text[1:]) or word)  # type: ignore[arg-type]
+    text = (text[:1].upper() + text[1:]) or word
+    if differences := _differences(sources):
+        # A head that failed there fails here; one that passed does not pass here.
+        text = f"{differences} What it found: {title[:1].lower()}{title[1:]}. {text}"
+        title, level = "Validation is of other heatmaps", "stop" if level == "stop" else "care"
+    return Caution(level, title, text)  # type: ignore[arg-type]
+
+
+def _differences(sources: Sources) -> str:
+    """In what the heatmaps of the run are not those that were validated; empty where they are the same kind."""
+    assert sources.validation is not None
+    found = []
+    if sources.record["identity"].get("importance") is not None:
+        found.append(
+            "It measured heatmaps of each image's own effects; those of this run are weighted by one importance of the "
+            "maps for all images."
+        )
+    validated = str(sources.validation.record.get("weighting", sources.weighting))
+    if validated != sources.weighting:
+        found.append(
+            f"It measured heatmaps with {validated} weighting; those of this run have {sources.weighting} weighting."
+        )
+    return " ".join(found)
 
 
 def _run_cautions(sources: Sources, overview: Overview | None, failed: int, outside: float | None) -> list[Caution]:
@@ -566,6 +607,34 @@ def _heatmap_cautions(sources: Sources, looked_at: float | None) -> list[Caution
             "another.",
         ),
     ]
+    meaning, bundle = meaning_of(sources), sources.run_importance
+    if meaning.ranking:
+        found.append(
+            Caution(
+                "care",
+                "One importance of the maps for all images",
+                "The heatmaps are weighted by one importance of the feature maps, not by what each map does in each "
+                f"image. {meaning.ranking}",
+            )
+        )
+    if bundle and is_against_people(bundle):
+        found.append(
+            Caution(
+                "stop",
+                "Importance was measured against people",
+                f"R of all maps with people is {interval_text(bundle.record['correlation'])}: {AGAINST_PEOPLE}",
+            )
+        )
+    if bundle and (seen := _maybe_fitted(bundle)):
+        found.append(
+            Caution(
+                "care",
+                f"The maps were ranked on {seen}",
+                "Of an image that a head has learned by heart, taking away any map makes the prediction worse, so that "
+                "almost every map seems to help. jobs/importance.py measures errors on the head's test split, unless "
+                "held_out=false.",
+            )
+        )
     if looked_at is not None and looked_at < 0.995:
         found.append(
             Caution(
@@ -579,8 +648,8 @@ def _heatmap_cautions(sources: Sources, looked_at: float | None) -> list[Caution
         found.append(
             Caution(
                 "care",
-                "Only what raises the score is shown",
-                "The weighting is positive, as in the paper: feature maps that lower the score are left out. A run "
+                f"Only what {meaning.adds} is shown",
+                f"The weighting is positive, as in the paper: feature maps that {meaning.take} are left out. A run "
                 "with weighting=signed shows both.",
             )
         )

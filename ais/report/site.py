@@ -30,6 +30,7 @@ from ais.render import colorize
 from ais.report import sections
 from ais.report.failures import Failures, read_failures
 from ais.report.formats import percent, whole
+from ais.report.meaning import meaning_of
 from ais.report.pictures import Picture, PictureMaker, as_rows
 from ais.report.scores import Scores, read_scores
 from ais.report.selection import Shown, choose
@@ -90,7 +91,8 @@ def _cards(
     limits = Limits(**sources.config.limits.model_dump())
     side = sources.config.gallery.max_side
     below, above = scores.below_and_above(scores.scores[np.asarray(shown.positions, np.int64)])
-    with PictureMaker(weighting, side, limits, sources.storage, sources.output) as draw:
+    blue = meaning_of(sources).blue
+    with PictureMaker(weighting, side, limits, sources.storage, sources.output, blue) as draw:
         for start in range(0, len(shown.positions), _ROWS_AT_ONCE):
             part = slice(start, start + _ROWS_AT_ONCE)
             table = scores.rows(shown.positions[part], _ROW_COLUMNS)
@@ -179,6 +181,7 @@ def _write_pages(
     writer.shared = {
         "cautions": cautions,
         "failures": failures,
+        "meaning": meaning_of(sources),
         "overview": overview,
         "page_of": page_of,
         "shown": shown,

@@ -130,6 +130,12 @@ class Sources:
         return str(self.record["identity"]["weighting"])
 
     @property
+    def run_importance(self) -> Importance | None:
+        """The bundle that weighs the heatmaps of this run; ``None`` where it was not found, or there is none."""
+        digest = self.record["identity"].get("importance")
+        return next((bundle for bundle in self.importance if bundle.record["sha256"] == digest), None)
+
+    @property
     def is_compared(self) -> bool:
         """Whether this run is one of those of the comparison."""
         runs = self.comparison.record["runs"] if self.comparison else []

@@ -1,6 +1,7 @@
 """The importance job with real Ray, real files and the tiny backbone. Nothing is faked."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,19 @@ from PIL import Image
 
 import tests.tiny  # noqa: F401 - registers the backbone
 from ais import Explainer, RegressionHead, load_backbone, load_head
-from ais.config import ComputeConfig, ConfigError, ImportanceConfig
+from ais.config import ComputeConfig, ConfigError, ImportanceConfig, RatingsConfig
 from ais.errors import RatingsError, RunError
 from ais.images import decode_image
 from ais.importance import ImportanceError, load_importance, load_importance_by_image
 from ais.importance.general import general_similarities
-from ais.importance.jackknife import jackknifed_ais
-from ais.importance.similarity import SimilarityError, collective_ais_reference, individual_ais_reference
+from ais.importance.jackknife import agreement_interval, jackknifed_ais
+from ais.importance.similarity import (
+    SimilarityError,
+    collective_ais_reference,
+    individual_ais_reference,
+    similarity_of,
+)
+from ais.ratings import ratings_fingerprint, read_ratings
 from ais.storage import Storage
 from jobs import heatmaps, importance
 from tests.tiny import TINY
@@ -64,6 +71,7 @@ def error_config(folder: Path, head: Path, output: Path, actors: int) -> Importa
         objective="error",
         ratings=str(folder / "ratings.csv"),
         head=str(head),
+        held_out=False,  # it was never fitted
         output=str(output),
         compute=ComputeConfig(scoring_actors=actors, batch_size=4),
     )
@@ -105,9 +113,32 @@ class TestError:
         assert (document["objective"], document["images"], document["rated"]) == ("error", COUNT - 1, COUNT - 1)
         assert [row["reason"] for row in document["unreadable"]] == ["not an image"]
         assert document["untrained"] is True
-        assert "positive" in document["sign"]
+        assert document["held_out"] is False
+        assert document["measured_on"] == "images that the head may have been fitted to"
+        assert document["sign"].endswith(f"nearer to the ratings; measured on {document['measured_on']}")
         with Image.open(bundle / "importance.png") as picture:
             assert picture.size == (1280, 800)
+
+    def test_only_of_images_that_the_head_has_not_seen(self, folder, head, tmp_path, explainer, capsys) -> None:
+        """Those of its test split, unless told otherwise; measured worst error 3e-8, as above."""
+        tested = [n for n in range(3, 30, 2) if n != 7]
+        split = with_test_split(head, tmp_path / "head", tested)
+        argv = ["objective=error", f"ratings={folder}/ratings.csv", f"head={split}", f"output={tmp_path}/out"]
+        assert importance.main([*argv, "max_error_share=0"]) == 0  # the broken one is not among them
+        assert "images      13 of the head's test split" in capsys.readouterr().out
+        document = json.loads((tmp_path / "out" / "importance.json").read_bytes())
+        assert (document["images"], document["rated"], document["held_out"]) == (13, 13, True)
+        assert document["measured_on"] == "images of the head's test split"
+        assert document["sign"].endswith("nearer to the ratings")
+        images, ratings = good_images(folder)
+        places = [n - (n > 7) for n in tested]
+        result = explainer([images[place] for place in places])
+        assert result.ablated_scores is not None
+        ratings, scores = ratings[places], result.scores.double().numpy()
+        error_effect = np.abs(result.ablated_scores.double().numpy() - ratings[:, None])
+        error_effect -= np.abs(scores - ratings)[:, None]
+        found, _, _ = load_importance(str(tmp_path / "out"), Storage())
+        np.testing.assert_allclose(found, error_effect.mean(0), rtol=0, atol=2e-7)
 
     def test_actors_do_not_change_a_digit(self, bundle: Path, folder: Path, head: Path, tmp_path: Path) -> None:
         """One actor and three: the same batches and exact sums, so the vectors are equal to the last bit."""
@@ -178,6 +209,34 @@ class TestSimilarity:
             assert uris == [str(folder / f"{n:02d}.png") for n in order]
             np.testing.assert_allclose(by_image, expected, rtol=0, atol=3e-14)
 
+    @pytest.mark.parametrize("level", ["collective", "individual"])
+    def test_a_matrix_of_distances_is_noticed(self, level, matrix, folder, explainer, tmp_path, capsys) -> None:
+        """The same matrix both ways round: R² is the same, and R tells them apart."""
+        _, _, order = matrix
+        images = explainer.preprocess([decode_image((folder / f"{n:02d}.png").read_bytes()) for n in order])
+        noise = np.random.default_rng(1).normal(size=(12, 12))
+        alike = similarity_of(explainer.backbone(images).numpy()) + (noise + noise.T) / 10
+        pa.csv.write_csv(pa.table({"uri": [f"{folder}/{n:02d}.png" for n in order]}), tmp_path / "order.csv")
+        found, said = {}, {}
+        for name, human in (("alike", alike), ("distances", -alike)):
+            np.save(tmp_path / f"{name}.npy", human)
+            argv = [f"matrix={tmp_path}/{name}.npy", f"images={tmp_path}/order.csv", f"output={tmp_path}/{name}"]
+            seed = ["backbone.name=tiny", "backbone.weights=random", "backbone.seed=3", f"level={level}"]
+            assert importance.main(["objective=similarity", *argv, *seed]) == 0
+            found[name] = json.loads((tmp_path / name / "importance.json").read_bytes())
+            said[name] = capsys.readouterr().out
+        r, low, high = agreement_interval(similarity_of(explainer.backbone(images).numpy()), alike)
+        assert r > 0.5
+        assert found["alike"]["correlation"] == pytest.approx({"value": r, "low": low, "high": high}, abs=1e-12)
+        assert found["distances"]["correlation"] == pytest.approx({"value": -r, "low": -high, "high": -low}, abs=1e-12)
+        assert found["distances"]["agreement"] == pytest.approx(found["alike"]["agreement"], abs=1e-12)
+        assert f"agreement   R of all maps with people {r:.3f} [{low:.3f}, {high:.3f}], R² {r**2:.3f}" in said["alike"]
+        assert "warning" not in found["alike"]
+        assert "WARNING" not in said["alike"]
+        assert "Larger numbers of the matrix must mean more alike" in found["distances"]["warning"]
+        assert f"WARNING     {found['distances']['warning']}\n" in said["distances"]
+        assert ("disagreement" in found["distances"]["sign"]) == (level == "collective")
+
     def test_a_tail_that_mixes_maps(self, matrix, folder, tmp_path, capsys) -> None:
         """One task for all images, which says how far it is; the same as in this process."""
         path, human, order = matrix
@@ -247,8 +306,32 @@ def test_sets_that_say_nothing_are_refused(folder, head, tmp_path, objective, sc
     assert not (tmp_path / "out").exists()
 
 
+def with_test_split(head: Path, copy: Path, tested: list[int], **details: object) -> Path:
+    """A copy of the head that says which of the images were its test split."""
+    shutil.copytree(head, copy)
+    pq.write_table(pa.table({"image": [f"{n:02d}.png" for n in tested]}), copy / "predictions.parquet")
+    document = json.loads((copy / "head.json").read_bytes())
+    (copy / "head.json").write_text(json.dumps(document | details))
+    return copy
+
+
+def test_errors_are_measured_on_images_that_the_head_has_not_seen(folder, head, tmp_path, capsys) -> None:
+    argv = ["objective=error", f"ratings={folder}/ratings.csv", f"output={tmp_path}/out"]
+    with pytest.raises(RatingsError, match=r"has no predictions.parquet.*held_out=false"):
+        importance.main([*argv, f"head={head}"])
+    few = with_test_split(head, tmp_path / "few", [1, 2, 3])
+    with pytest.raises(RatingsError, match=r"held_out: 3 images of .* at least 10 are needed: .*held_out=false"):
+        importance.main([*argv, f"head={few}"])
+    rated = read_ratings(RatingsConfig(path=str(folder / "ratings.csv")), Storage())
+    own = with_test_split(head, tmp_path / "own", [1], identity={"ratings": ratings_fingerprint(rated)})
+    for bundle, said in ((few, "that the head may have been fitted to"), (own, "that the head was fitted to")):
+        assert importance.main([*argv, f"head={bundle}", "held_out=false", "--dry-run"]) == 0
+        assert f"images      40 {said}\n" in capsys.readouterr().out
+
+
 def test_keys_that_do_not_go_together_are_refused() -> None:
     for argv, message in (
+        (["objective=prediction", "output=o", "head=h", "images=i", "held_out=false"], "held_out.*false has no use"),
         (["objective=error", "output=o", "head=h"], "ratings.*required with objective=error"),
         (["objective=error", "output=o", "head=h", "ratings=r", "images=i"], "no use with objective=error"),
         (["objective=similarity", "output=o", "matrix=m.npy"], r"backbone.name.*required"),

@@ -22,6 +22,7 @@ from py_mini_racer import MiniRacer
 from ais.config import ReportConfig, parse_config
 from ais.errors import AisError, ConfigError
 from ais.report import open_sources
+from ais.report.meaning import meaning_of
 from ais.storage import Storage
 from jobs.report import main
 from tests import report_site
@@ -158,7 +159,7 @@ def test_what_a_reader_learns(site: Path) -> None:
     assert "beats <b>chance</b>" in trust
     assert "heads that were never fitted 0.995 (0.990 to 0.998)" in trust
     assert "inside the mask 0.950 (0.900 to 1.00); by chance 0.0900" in trust
-    assert "It was measured with" not in trust  # the same weighting
+    assert "of other heatmaps" not in trust  # the same weighting
     assert "2 <b>" in trust or "two <b>" in trust
     assert errors.index("truncated") < errors.index("not an <i>image</i>")
     assert "and 6 more" in errors
@@ -316,6 +317,128 @@ def test_what_does_not_belong_is_refused(tmp_path: Path) -> None:
             open_sources(parse_config(ReportConfig, "", keys))
     with pytest.raises(ConfigError, match=r"near: expected list \[number, ...\], got \"high\""):
         parse_config(ReportConfig, "", [f"run={run}", "output=o", "gallery.near=high"])
+
+
+@pytest.mark.parametrize(
+    ("importance", "weighting", "conclusion", "level", "said"),
+    [
+        (None, "positive", "PASSED: all of it.", "good", "Speaks for it Validation passed. All of it."),
+        (None, "signed", "PASSED: all of it.", "care", "positive weighting; those of this run have signed weighting."),
+        ("c" * 64, "positive", "PASSED: all of it.", "care", "those of this run are weighted by one importance"),
+        ("c" * 64, "signed", "PASSED: all of it.", "care", "What it found: validation passed. All of it."),
+        ("c" * 64, "positive", "FAILED: the head guesses.", "stop", "found: validation failed. The head guesses."),
+    ],
+)
+def test_a_validation_of_other_heatmaps_vouches_for_nothing(
+    tmp_path: Path, importance: str | None, weighting: str, conclusion: str, level: str, said: str
+) -> None:
+    paths = write_images(tmp_path / "photos", ["a.png"])
+    run = write_run(tmp_path, [str(paths[0])], [1.0], untrained=False, importance=importance, weighting=weighting)
+    validation = report_site.write_validation(tmp_path / "validation", conclusion)
+    report(run, tmp_path / "site", f"validation={validation}", f"head={report_site.write_head(tmp_path / 'head')}")
+    for name in ("index", "trust"):
+        page = parse(tmp_path / "site" / f"{name}.html")
+        verdict = next(aside for aside in page.iter("aside") if "verdict" in aside.get("class", ""))
+        assert verdict.get("class") == f"verdict {level}"
+        words = " ".join(" ".join(verdict.itertext()).split())
+        assert said in words
+        assert ("Validation is of other heatmaps" in words) == (level != "good")
+        assert ("Speaks for it" in words) == (level == "good")
+
+
+@pytest.mark.parametrize("level", ["collective", "individual"])
+def test_an_importance_measured_against_people_is_not_relied_on(tmp_path: Path, level: str) -> None:
+    uris = [str(path) for path in write_images(tmp_path / "photos", ["a.png"])]
+    for r, heading in ((0.6, "Keep in mind"), (-0.6, "Do not rely on it")):
+        correlation = {"value": r, "low": r - 0.1, "high": r + 0.1}
+        place = tmp_path / f"{r}"
+        bundle = report_site.write_importance(place, "similarity", level=level, correlation=correlation)
+        digest = report_site.importance_digest(bundle)
+        run = write_run(tmp_path / f"run{r}", uris, [1.0], importance=digest, untrained=False)
+        words = words_of(place / "site", run, f"importance=[{bundle}]")
+        for name in ("index", "trust"):
+            assert ("Importance was measured against people" in words[name]) == (r < 0)
+        assert words["index"].index(heading) < words["index"].index("How far to trust")
+        shown = "−0.600 (−0.700 to −0.500)" if r < 0 else "0.600 (0.500 to 0.700)"
+        assert f"R of all maps with people is {shown}" in words["model"]
+        assert ("Larger numbers of the matrix must mean more alike" in words["model"]) == (r < 0)
+        assert ("Only what adds to R², here of a disagreement" in words["trust"]) == (r < 0 and level == "collective")
+
+
+def words_of(site: Path, run: str, *keys: str) -> dict[str, str]:
+    """What the pages of a run say."""
+    report(run, site, *keys)
+    return {page.stem: text_of(page) for page in site.glob("*.html")}
+
+
+@pytest.mark.parametrize(
+    ("objective", "adds", "takes", "ranking"),
+    [
+        (None, "raises the score", "lowers the score", ""),
+        ("prediction", "raises the score on average", "lowers the score on average", "may do the opposite"),
+        (
+            "error",
+            "brings predictions nearer to the ratings",
+            "takes predictions away from the ratings",
+            "measured over 40 images (objective error): it is about errors",
+        ),
+        (
+            "similarity",
+            "adds to the agreement with people",
+            "takes from the agreement with people",
+            "neither the head nor the score has a part in it",
+        ),
+        ("lost", "has positive importance", "has negative importance", "the bundle that the run was made with was not"),
+    ],
+)
+def test_colours_mean_what_the_importance_was_measured_by(
+    tmp_path: Path, objective: str | None, adds: str, takes: str, ranking: str
+) -> None:
+    uris = [str(path) for path in write_images(tmp_path / "photos", ["a.png", "b.png"])]
+    digest, keys = None, []
+    if objective:
+        bundle = report_site.write_importance(tmp_path / "importance", objective)
+        digest = report_site.importance_digest(bundle) if objective != "lost" else "c" * 64
+        keys = [f"importance=[{bundle}]"] if objective != "lost" else []
+    run = write_run(tmp_path / "positive", uris, [2.0, 1.0], importance=digest)
+    positive = words_of(tmp_path / "positive-site", run, *keys)
+    assert f"Only what {adds} is shown" in positive["index"]
+    assert ("One importance of the maps for all images" in positive["index"]) == bool(objective)
+    assert ranking in positive["trust"]
+    run = write_run(tmp_path / "signed", uris, [2.0, 1.0], importance=digest, weighting="signed")
+    signed = words_of(tmp_path / "signed-site", run, *keys)
+    assert f"{takes} · none · {adds}" in signed["images"]
+    said = " ".join([*positive.values(), *signed.values()])
+    assert ("evidence for the score" in said) == (objective is None)
+    for words in ("raises the score", "lowers the score"):
+        assert (words in said) == (objective in (None, "prediction"))
+    assert ("Each heatmap of this run is weighted by its own" in positive["model"]) == (objective is None)
+    meaning = meaning_of(open_sources(parse_config(ReportConfig, "", [f"run={run}", f"output={tmp_path}/o", *keys])))
+    assert meaning.blue == (f", of maps that {meaning.take}" if objective else " and lowers the score")
+
+
+@pytest.mark.parametrize(
+    ("details", "said"),
+    [
+        ({"held_out": True, "measured_on": "images of the head's test split"}, ""),
+        ({"held_out": False, "measured_on": "images that it was fitted to"}, "images that it was fitted to"),
+        ({"held_out": None}, "images that the head may have been fitted to"),  # as before it was asked
+    ],
+)
+def test_a_ranking_on_images_that_the_head_has_seen_is_marked(tmp_path: Path, details: dict, said: str) -> None:
+    paths = write_images(tmp_path / "photos", ["a.png"])
+    bundle = report_site.write_importance(tmp_path / "importance", "error", **details)
+    run = write_run(tmp_path, [str(paths[0])], [1.0], importance=report_site.importance_digest(bundle))
+    report(run, tmp_path / "site", f"importance=[{bundle}]")
+    model, trust = (text_of(tmp_path / "site" / f"{name}.html") for name in ("model", "trust"))
+    assert ("fitted to" in model + trust) == bool(said)
+    assert f"It was measured on {said}." in model or not said
+    assert f"The maps were ranked on {said}" in trust or not said
+    # A ranking that has nothing to do with the heatmaps is marked where it is shown.
+    other = write_run(tmp_path / "other", [str(paths[0])], [1.0], importance="c" * 64)
+    report(other, tmp_path / "without", f"importance=[{bundle}]")
+    assert "The maps were ranked on" not in text_of(tmp_path / "without" / "trust.html")
+    assert said in text_of(tmp_path / "without" / "model.html")
 
 
 def test_the_head_of_the_run_is_found_and_its_loss_is_noted(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from ais.storage import Folder, Storage
 from tests.report_site import picture
 
 STORAGE = Storage()
+BLUE = " and lowers the score"
 
 
 def row(uri: str, size: tuple[int, int], heatmap: np.ndarray, box: tuple[float, ...]) -> Row:
@@ -22,7 +23,7 @@ def row(uri: str, size: tuple[int, int], heatmap: np.ndarray, box: tuple[float, 
 
 
 def draw(one: Row, folder: Path, weighting: str = "positive", max_side: int = 320) -> object:
-    with PictureMaker(weighting, max_side, Limits(), STORAGE, STORAGE.open(str(folder))) as make:
+    with PictureMaker(weighting, max_side, Limits(), STORAGE, STORAGE.open(str(folder)), BLUE) as make:
         return next(make([one]))
 
 
@@ -83,13 +84,13 @@ def test_an_original_that_is_gone_changed_or_damaged_is_said(tmp_path: Path) -> 
 def test_the_strongest_cell_is_in_sight_and_put_into_words() -> None:
     heatmap = np.zeros((4, 4))
     heatmap[3, 0] = 2
-    place, words = strongest_cell(row("a", (100, 100), heatmap, (0, 0, 100, 100)))
+    place, words = strongest_cell(row("a", (100, 100), heatmap, (0, 0, 100, 100)), BLUE)
     assert (tuple(map(float, place)), words) == ((0, 75, 25, 25), "strongest at the lower left")
-    assert strongest_cell(row("a", (100, 100), -heatmap, (0, 0, 100, 100)))[1].endswith("and lowers the score")
+    assert strongest_cell(row("a", (100, 100), -heatmap, (0, 0, 100, 100)), BLUE)[1] == f"{words}{BLUE}"
     heatmap[1, 1] = 1
     one = row("a", (100, 60), heatmap, (0, -20, 100, 80))  # the lowest row is padding of a letterbox
-    assert strongest_cell(one)[1] == "strongest at the top" or strongest_cell(one)[0][1] == 5
-    assert strongest_cell(row("a", (100, 100), np.zeros((4, 4)), (0, 0, 100, 100)))[1] == "no evidence anywhere"
+    assert strongest_cell(one, BLUE)[1] == "strongest at the top" or strongest_cell(one, BLUE)[0][1] == 5
+    assert strongest_cell(row("a", (100, 100), np.zeros((4, 4)), (0, 0, 100, 100)), BLUE)[1] == "no evidence anywhere"
     assert looked_at(one) == 1
     assert looked_at(row("a", (200, 100), heatmap, (50, 0, 150, 100))) == 0.5
 
