@@ -364,6 +364,24 @@ def test_versions_are_looked_up_in_the_part_they_are_in(tmp_path: Path) -> None:
         Versions(manifest)(pa.table({"image_id": [12], "uri": ["/i/12.png"], "etag": pa.nulls(1, pa.string())}))
 
 
+def test_a_comparison_of_another_run_of_this_name_is_not_of_this_one(tmp_path: Path) -> None:
+    paths = write_images(tmp_path / "photos", ["a.png"])
+    run = write_run(tmp_path, [str(paths[0])], [1.0])
+    comparison = report_site.write_comparison(tmp_path / "comparison", ["x", "y"])
+    book = tmp_path / "comparison" / "summary.json"
+    document = json.loads(book.read_text())
+    own = json.loads((Path(run) / "run.json").read_text())["identity"]
+    for name, identity, compared in (
+        ("own", own, True),
+        ("other", own | {"images": "/elsewhere"}, False),
+        ("another weighting", own | {"weighting": "signed"}, False),
+    ):
+        document["runs"][0] |= {"run_id": "photos", "identity": identity, "address": f"/{name}/runs/photos"}
+        book.write_text(json.dumps(document))
+        words = words_of(tmp_path / name, run, f"comparison={comparison}")
+        assert ("This run is not among them" in words["trust"]) == (not compared)
+
+
 def test_what_does_not_belong_is_refused(tmp_path: Path) -> None:
     paths = write_images(tmp_path / "photos", ["a.png"])
     run = write_run(tmp_path, [str(paths[0])], [1.0])
