@@ -16,7 +16,7 @@ from ais.comparison.report import METRICS
 from ais.config import ReportConfig, parse_config
 from ais.images import Geometry
 from ais.importance import ImportanceRecord, save_importance
-from ais.listing import ListedImage
+from ais.listing import ListedImage, look_up
 from ais.report import Report, open_sources, write_report
 from ais.runs import ERRORS_SCHEMA, Run, results_schema, write_table
 from ais.storage import Storage
@@ -78,7 +78,7 @@ def write_run(
         "untrained": untrained,
         "versions": {"ais": "0.1.0"},
     }
-    listed = [ListedImage(uri) for uri in [*uris, *(uri for uri, _, _ in failures)]]
+    listed = [look_up(uri, storage) for uri in [*uris, *(uri for uri, _, _ in failures)]]
     run.set_out(listed or [ListedImage("/i/none.png")], config_yaml, facts)
     for start in range(0, len(uris), shard_rows):
         part = slice(start, start + shard_rows)
@@ -89,7 +89,7 @@ def write_run(
         columns = {
             "image_id": pa.array(np.arange(start, start + rows)),
             "uri": list(uris[part]),
-            "etag": pa.nulls(rows, pa.string()),
+            "etag": pa.array([image.etag for image in listed[part]][:rows], pa.string()),
             "width": pa.array([w for w, _ in sizes], pa.int32()),
             "height": pa.array([h for _, h in sizes], pa.int32()),
             "box": pa.FixedSizeListArray.from_arrays(boxes.ravel(), 4),

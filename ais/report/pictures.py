@@ -18,7 +18,8 @@ from PIL import Image
 from ais.decoding import DecoderPool, Decoding
 from ais.errors import ImageError, StorageError
 from ais.images import Geometry, Limits
-from ais.pipeline.fetch import read_image
+from ais.listing import ListedImage
+from ais.pipeline.fetch import CHANGED, read_image
 from ais.placement import Weighting, cell_size, normalise_for_display, place_on_image
 from ais.render import colorize
 from ais.secrets import redact, secret_in
@@ -48,6 +49,7 @@ class Row:
         spread: standard deviation over heads; ``None`` where there is one head.
         rank: 1 for the highest score; equal scores share a rank.
         below: share of the run's scores that are lower.
+        listed: the image as it was listed; what is not known of it is not held against what is there now.
     """
 
     image_id: int
@@ -61,6 +63,7 @@ class Row:
     spread: float | None
     rank: int
     below: float
+    listed: ListedImage
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class Picture:
         size: ``(width, height)`` of all three, in pixels.
         thumbnail: WebP; ``None`` where the original could not be read again.
         missing: why not.
+        changed: whether that is because it is no longer the image that was scored.
         heatmap: WebP without loss, opaque.
         overlay: WebP without loss, whose opacity is the heatmap's absolute value.
         cell: left, top, width, height of the strongest cell in pixels of the original.
@@ -84,6 +88,7 @@ class Picture:
     size: tuple[int, int]
     thumbnail: bytes | None
     missing: str
+    changed: bool
     heatmap: bytes
     overlay: bytes
     cell: tuple[float, float, float, float]
@@ -135,12 +140,13 @@ class PictureMaker:
     def _draw(self, row: Row) -> Picture:
         scale = min(1.0, self._max_side / max(row.width, row.height))
         size = max(1, round(row.width * scale)), max(1, round(row.height * scale))
-        thumbnail, missing = None, ""
+        thumbnail, missing, changed = None, "", False
         try:
             small = self._thumbnail(row)
             thumbnail, size = _webp(small, **_PHOTO), (small.shape[1], small.shape[0])
         except (ImageError, StorageError) as error:
             missing = redact(str(error))[:300]
+            changed = isinstance(error, ImageError) and error.reason == CHANGED
         placed = place_on_image(row.heatmap, row.heatmap_box, (row.height, row.width), size[::-1], seen=row.box)
         shown = normalise_for_display(placed, self._weighting)
         colours = colorize(shown, self._weighting)
@@ -151,6 +157,7 @@ class PictureMaker:
             size,
             thumbnail,
             missing,
+            changed,
             _webp(colours, **_HEATMAP),
             _webp(np.dstack([colours, opacity]), **_HEATMAP),
             cell,
@@ -160,10 +167,12 @@ class PictureMaker:
         )
 
     def _thumbnail(self, row: Row) -> NDArray[np.uint8]:
-        decoded = self._decoders.decode(read_image(row.uri, None, self._limits, self._storage), picture=True)
+        listed = row.listed
+        data = read_image(row.uri, listed.size, self._limits, self._storage, etag=listed.etag, mtime=listed.mtime)
+        decoded = self._decoders.decode(data, picture=True)
         if (decoded.width, decoded.height) != (row.width, row.height):
             then, now = f"{row.width} × {row.height}", f"{decoded.width} × {decoded.height}"
-            raise ImageError("decode", "changed since the run", f"{then} pixels then, {now} now")
+            raise ImageError("decode", CHANGED, f"it had {then} pixels, and has {now}")
         assert decoded.picture is not None
         return decoded.picture
 
@@ -232,11 +241,11 @@ def _webp(pixels: NDArray[np.uint8], **options: Any) -> bytes:
     return data.getvalue()
 
 
-def as_rows(table: Any, ranks: Iterable[int], below: Iterable[float]) -> Iterator[Row]:
+def as_rows(table: Any, ranks: Iterable[int], below: Iterable[float], listed: Iterable[ListedImage]) -> Iterator[Row]:
     """Rows of a ``results`` table."""
     heatmaps = [heatmap for chunk in table["heatmap"].chunks for heatmap in chunk.to_numpy_ndarray()]
     plain = table.drop_columns("heatmap").to_pylist()
-    for row, heatmap, rank, share in zip(plain, heatmaps, ranks, below, strict=True):
+    for row, heatmap, rank, share, image in zip(plain, heatmaps, ranks, below, listed, strict=True):
         yield Row(
             row["image_id"],
             row["uri"],
@@ -249,4 +258,5 @@ def as_rows(table: Any, ranks: Iterable[int], below: Iterable[float]) -> Iterato
             row["score_std"],
             int(rank),
             float(share),
+            image,
         )

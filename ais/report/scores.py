@@ -211,17 +211,21 @@ def _read_columns(shard: Folder) -> pa.Table:
 
 
 def _read_rows(shard: Folder, rows: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
-    """Rows of one shard in the order given."""
     try:
-        with shard.filesystem.open(shard.path, "rb", cache_type="none") as file:
-            parquet = pq.ParquetFile(file)
-            sizes = [parquet.metadata.row_group(index).num_rows for index in range(parquet.num_row_groups)]
-            starts = np.cumsum([0, *sizes])
-            group_of = np.searchsorted(starts, rows, side="right") - 1
-            groups = np.unique(group_of)
-            table = parquet.read_row_groups(groups.tolist(), columns=list(columns))
+        return read_rows(shard, rows, columns)
     except (pa.ArrowException, OSError) as error:
         raise RunError(f"{shard.address!r} cannot be read: {error}; delete it, and start the run again") from error
+
+
+def read_rows(shard: Folder, rows: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
+    """Rows of one Parquet file in the order given; only the row groups they are in are fetched."""
+    with shard.filesystem.open(shard.path, "rb", cache_type="none") as file:
+        parquet = pq.ParquetFile(file)
+        sizes = [parquet.metadata.row_group(index).num_rows for index in range(parquet.num_row_groups)]
+        starts = np.cumsum([0, *sizes])
+        group_of = np.searchsorted(starts, rows, side="right") - 1
+        groups = np.unique(group_of)
+        table = parquet.read_row_groups(groups.tolist(), columns=list(columns))
     kept = np.cumsum([0, *(sizes[group] for group in groups)])
     return table.take(rows - starts[group_of] + kept[np.searchsorted(groups, group_of)])
 

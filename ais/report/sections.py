@@ -441,6 +441,7 @@ def cautions(
     failed: int,
     looked_at: float | None,
     outside: float | None,
+    changed: int,
 ) -> list[Caution]:
     """Everything that limits how far to trust the report, the gravest first.
 
@@ -450,10 +451,20 @@ def cautions(
         failed: images in errors.
         looked_at: mean share of an image's area that the model saw, over the images shown.
         outside: share of the scores beyond the ratings of the test images.
+        changed: images shown whose original is no longer the one that was scored.
     """
     found = [*_model_cautions(sources), *_run_cautions(sources, overview, failed, outside)]
     if overview:
         found += _heatmap_cautions(sources, looked_at)
+    if changed:
+        found.append(
+            Caution(
+                "care",
+                f"{counted(changed, 'original')} changed since the run",
+                "Scores and heatmaps are of the images as they were then, and what is there now is not shown. "
+                "A new run scores what is there now.",
+            )
+        )
     if overview and overview.mean_spread is None:
         found.append(
             Caution(

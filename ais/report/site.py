@@ -35,10 +35,11 @@ from ais.report.pictures import Picture, PictureMaker, as_rows
 from ais.report.scores import Scores, read_scores
 from ais.report.selection import Shown, choose
 from ais.report.sources import Sources, column
+from ais.report.versions import Versions
 from ais.report.writer import Report, Writer
 from ais.secrets import redact
 
-_ROW_COLUMNS = ("image_id", "uri", "width", "height", "box", "heatmap_box", "heatmap", "score", "score_std")
+_ROW_COLUMNS = ("image_id", "uri", "etag", "width", "height", "box", "heatmap_box", "heatmap", "score", "score_std")
 _ROWS_AT_ONCE = 64  # of which pictures are in memory
 _FRAME_BYTES = 24_000  # of a page of images besides the images
 _STRIP = 6
@@ -91,12 +92,12 @@ def _cards(
     limits = Limits(**sources.config.limits.model_dump())
     side = sources.config.gallery.max_side
     below, above = scores.below_and_above(scores.scores[np.asarray(shown.positions, np.int64)])
-    blue = meaning_of(sources).blue
+    blue, versions = meaning_of(sources).blue, Versions(sources.run.manifest)
     with PictureMaker(weighting, side, limits, sources.storage, sources.output, blue) as draw:
         for start in range(0, len(shown.positions), _ROWS_AT_ONCE):
             part = slice(start, start + _ROWS_AT_ONCE)
             table = scores.rows(shown.positions[part], _ROW_COLUMNS)
-            rows = as_rows(table, above[part] + 1, below[part] / scores.count)
+            rows = as_rows(table, above[part] + 1, below[part] / scores.count, versions(table))
             for position, picture in zip(shown.positions[part], draw(rows), strict=True):
                 yield _card(position, picture, shown, overview, scores.count, writer)
 
@@ -136,6 +137,7 @@ def _card(
         "strongest": picture.strongest,
         "link": picture.link,
         "missing": picture.missing,
+        "changed": picture.changed,
         "looked_at": picture.looked_at,
         "names": names,
         "choices": [name for name, positions in shown.choices.items() if position in positions],
@@ -174,7 +176,8 @@ def _write_pages(
     writer: Writer,
 ) -> Report:
     looked_at = float(np.mean([card.picture["looked_at"] for card in cards])) if cards else None
-    cautions = sections.cautions(sources, overview, failures.count, looked_at, _outside(scores, sources))
+    changed = sum(card.picture["changed"] for card in cards)
+    cautions = sections.cautions(sources, overview, failures.count, looked_at, _outside(scores, sources), changed)
     galleries = pages_of(cards, sources.config.gallery.page_bytes, writer.assets_bytes + _FRAME_BYTES) or [[]]
     names = ["images.html", *(f"images-{number}.html" for number in range(2, len(galleries) + 1))]
     page_of = {card.facts["id"]: name for name, page in zip(names, galleries, strict=True) for card in page}
@@ -243,7 +246,7 @@ def _write_pages(
         writer.page("errors.html", sources)
     writer.page("made.html", sources, made=sections.made_of(sources))
     missing = sum(card.picture["missing"] != "" for card in cards)
-    return writer.finish(len(cards), missing)
+    return writer.finish(len(cards), missing, changed)
 
 
 def _score(overview: sections.Overview | None, card: Card) -> str:

@@ -137,9 +137,10 @@ class Sources:
 
     @property
     def is_compared(self) -> bool:
-        """Whether this run is one of those of the comparison."""
+        """Whether this run is one of those of the comparison, wherever its folder was then: an id alone is no name."""
+        own = self.record.get("run_id", self.run.run_id), self.record["identity"]
         runs = self.comparison.record["runs"] if self.comparison else []
-        return any(run.get("run_id") == self.record.get("run_id", self.run.run_id) for run in runs)
+        return any((run.get("run_id"), run.get("identity")) == own for run in runs)
 
     def describe(self) -> str:
         """Say in a few lines what the report would be made of."""

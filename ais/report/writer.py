@@ -36,7 +36,8 @@ class Report:
         index: address of the first page.
         pages: number of pages.
         images: shown.
-        missing: images shown without their original, which could not be read again.
+        missing: images shown without their original.
+        changed: those of them whose original is no longer the one that was scored; of the others it could not be read.
         bytes: of everything.
         largest_page_bytes: what opening the largest page costs.
     """
@@ -45,16 +46,19 @@ class Report:
     pages: int
     images: int
     missing: int
+    changed: int
     bytes: int
     largest_page_bytes: int
 
     def describe(self) -> str:
         """Say in a few lines what there is to look at."""
+        reasons = ((self.changed, "changed since"), (self.missing - self.changed, "could not be read"))
+        why = ", ".join(f"{count:,} {reason}" for count, reason in reasons if count)
         lines = [
             f"pages       {self.pages}, {size(self.bytes)} in all; opening the largest takes "
             f"{size(self.largest_page_bytes)}",
             f"images      {self.images:,} shown"
-            + (f", {self.missing:,} of them without their original, which could not be read" if self.missing else ""),
+            + (f", {self.missing:,} of them without their original: {why}" if self.missing else ""),
             f"open        {self.index}",
         ]
         return "\n".join(lines)
@@ -115,7 +119,7 @@ class Writer:
         self._opening[name] = len(data) + self.assets_bytes + extra
         self.write(name, data)
 
-    def finish(self, images: int, missing: int) -> Report:
+    def finish(self, images: int, missing: int, changed: int) -> Report:
         """Write the assets, wait, remove what an earlier report left, and write the book."""
         for name, data in self._assets.items():
             self.write(f"assets/{name}", data)
@@ -128,6 +132,7 @@ class Writer:
         document = {
             "images": images,
             "missing": missing,
+            "changed": changed,
             "pages": self._opening,
             "bytes": total,
             "files": sorted(self._sizes),
@@ -138,6 +143,7 @@ class Writer:
             len(self._opening),
             images,
             missing,
+            changed,
             total,
             max(self._opening.values()),
         )

@@ -4,6 +4,7 @@ The browser's own part (clicks, contrast, the keyboard) is in tests/browser; the
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,13 +17,17 @@ from xml.etree.ElementTree import Element
 
 import html5lib
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from py_mini_racer import MiniRacer
 
 from ais.config import ReportConfig, parse_config
-from ais.errors import AisError, ConfigError
+from ais.errors import AisError, ConfigError, RunError
+from ais.listing import ListedImage
 from ais.report import open_sources
 from ais.report.meaning import meaning_of
+from ais.report.versions import Versions
 from ais.storage import Storage
 from jobs.report import main
 from tests import report_site
@@ -166,8 +171,8 @@ def test_what_a_reader_learns(site: Path) -> None:
     assert "Predicted against rated" in model
     assert "AIS ranking, objective error" in model
     gallery = "".join(text_of(page) for page in sorted(site.glob("images*.html")))
-    assert "could not be read again: not found" in gallery
-    assert "changed since the run: 96 × 96 pixels then, 7 × 5 now" in gallery
+    assert "The original is not shown: not found" in gallery
+    assert "changed since it was listed: it had 96 × 96 pixels, and has 7 × 5" in gallery
     first = text_of(site / "images.html")
     assert "rank 1 of 40" in first
     assert "above 97.5% of the run" in first
@@ -293,6 +298,88 @@ def test_from_and_into_an_object_store(tmp_path: Path, s3: S3Server, bucket: str
     kinds = {"index.html": "text/html", "assets/report.css": "text/css", "assets/report.js": "text/javascript"}
     for name, kind in {**kinds, "images/0-image.webp": "image/webp"}.items():
         assert site.filesystem.info((site / name).path)["ContentType"].startswith(kind)
+
+
+def test_an_original_that_was_replaced_is_not_shown_under_the_heatmap_of_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pixels say nothing: the new ones have the same size. Of files it is size and time, wherever in the manifest."""
+    paths = write_images(tmp_path / "photos", [f"{index}.png" for index in range(9)])
+    run = write_run(tmp_path, [str(path) for path in paths], np.arange(9.0).tolist(), untrained=False)
+    assert report(run, tmp_path / "before").missing == 0
+    times = [path.stat().st_mtime for path in paths]
+    fresh = write_images(tmp_path / "fresh", [path.name for path in paths], seed=1)
+    for index, moved in ((2, 100), (5, 0)):
+        paths[index].write_bytes(fresh[index].read_bytes())
+        os.utime(paths[index], (times[index] + moved,) * 2)
+    paths[7].unlink()
+    assert main([f"run={run}", f"output={tmp_path}/after"]) == 0
+    said = "9 shown, 3 of them without their original: 2 changed since, 1 could not be read"
+    assert said in capsys.readouterr().out
+    gallery = parse(tmp_path / "after" / "images.html")
+    cards = {card.get("id"): " ".join(card.itertext()) for card in gallery.iter("article")}
+    assert "not shown: changed since it was listed: it was last changed at" in cards["image-2"]
+    assert re.search(r"not shown: changed since it was listed: it had [\d,]+ bytes, and has", cards["image-5"])
+    assert "not shown: not found" in cards["image-7"]
+    assert sum("not shown" in card for card in cards.values()) == 3
+    assert "2 originals changed since the run" in text_of(tmp_path / "after" / "index.html")
+    book = json.loads((tmp_path / "after" / "report.json").read_text())
+    assert (book["missing"], book["changed"]) == (3, 2)
+    next((Path(run) / "manifest").iterdir()).unlink()
+    with pytest.raises(RunError, match=r"manifest' cannot be read: .* which versions"):
+        report(run, tmp_path / "lost")
+
+
+def test_a_replaced_object_is_told_by_its_etag_alone(tmp_path: Path, s3: S3Server, bucket: str) -> None:
+    storage = Storage(endpoint_url=s3.endpoint_url)
+    paths = write_images(tmp_path, ["a.png", "b.png"])
+    places = [storage.open(bucket) / path.name for path in paths]
+    for place, path in zip(places, paths, strict=True):
+        place.write_bytes(path.read_bytes())
+    run = write_run(tmp_path, [place.address for place in places], [2.0, 1.0], storage=storage)
+    next((Path(run) / "manifest").iterdir()).unlink()  # which is not asked
+    assert report(run, tmp_path / "before", f"storage.endpoint_url={s3.endpoint_url}").missing == 0
+    places[1].write_bytes(write_images(tmp_path / "fresh", ["x.png", "b.png"], seed=1)[1].read_bytes())
+    made = report(run, tmp_path / "after", f"storage.endpoint_url={s3.endpoint_url}")
+    assert (made.missing, made.changed) == (1, 1)
+    assert "changed since it was listed: its etag is no longer" in text_of(tmp_path / "after" / "images.html")
+
+
+def test_versions_are_looked_up_in_the_part_they_are_in(tmp_path: Path) -> None:
+    """Parts of five images, of which only the row groups with these ids are read."""
+    manifest = Storage().open(str(tmp_path))
+    for part, ids in enumerate((range(5), range(5, 10), range(10, 12))):
+        columns = {"image_id": ids, "size": [100 + n for n in ids], "mtime": [n / 2 for n in ids]}
+        pq.write_table(pa.table(columns), tmp_path / f"part-{part:05d}.parquet", row_group_size=2)
+    ids = [11, 0, 7, 5, 4]
+    results = pa.table(
+        {"image_id": ids, "uri": [f"/i/{n}.png" for n in ids], "etag": pa.array([None, "x", None, None, None])}
+    )
+    found = Versions(manifest)(results)
+    assert found == [ListedImage(f"/i/{n}.png", 100 + n, "x" if n == 0 else None, n / 2) for n in ids]
+    assert Versions(manifest)(pa.table({"image_id": [3], "uri": ["s3://b/3.png"], "etag": ["y"]})) == [
+        ListedImage("s3://b/3.png", etag="y")
+    ]
+    with pytest.raises(RunError, match="cannot be read"):
+        Versions(manifest)(pa.table({"image_id": [12], "uri": ["/i/12.png"], "etag": pa.nulls(1, pa.string())}))
+
+
+def test_a_comparison_of_another_run_of_this_name_is_not_of_this_one(tmp_path: Path) -> None:
+    paths = write_images(tmp_path / "photos", ["a.png"])
+    run = write_run(tmp_path, [str(paths[0])], [1.0])
+    comparison = report_site.write_comparison(tmp_path / "comparison", ["x", "y"])
+    book = tmp_path / "comparison" / "summary.json"
+    document = json.loads(book.read_text())
+    own = json.loads((Path(run) / "run.json").read_text())["identity"]
+    for name, identity, compared in (
+        ("own", own, True),
+        ("other", own | {"images": "/elsewhere"}, False),
+        ("another weighting", own | {"weighting": "signed"}, False),
+    ):
+        document["runs"][0] |= {"run_id": "photos", "identity": identity, "address": f"/{name}/runs/photos"}
+        book.write_text(json.dumps(document))
+        words = words_of(tmp_path / name, run, f"comparison={comparison}")
+        assert ("This run is not among them" in words["trust"]) == (not compared)
 
 
 def test_what_does_not_belong_is_refused(tmp_path: Path) -> None:

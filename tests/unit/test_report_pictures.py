@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from ais.images import Limits
+from ais.listing import look_up
 from ais.placement import normalise_for_display, place_on_image
 from ais.render import colorize, overlay
 from ais.report.pictures import PictureMaker, Row, link_to, looked_at, strongest_cell
@@ -19,7 +20,8 @@ BLUE = " and lowers the score"
 
 def row(uri: str, size: tuple[int, int], heatmap: np.ndarray, box: tuple[float, ...]) -> Row:
     place = np.array(box, np.float32)
-    return Row(7, uri, *size, place, place, heatmap.astype(np.float32), 3.5, None, 1, 0.5)
+    listed = look_up(uri, STORAGE)
+    return Row(7, uri, *size, place, place, heatmap.astype(np.float32), 3.5, None, 1, 0.5, listed)
 
 
 def draw(one: Row, folder: Path, weighting: str = "positive", max_side: int = 320) -> object:
@@ -72,12 +74,13 @@ def test_an_original_that_is_gone_changed_or_damaged_is_said(tmp_path: Path) -> 
     (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing")
     for name, said in {
         "none.png": "not found",
-        "other.png": "changed since the run: 40 × 30 pixels then, 8 × 8 now",
+        "other.png": "changed since it was listed: it had 40 × 30 pixels, and has 8 × 8",
         "bad.png": "truncated",
     }.items():
         made = draw(row(str(tmp_path / name), (40, 30), np.ones((7, 7)), (5, 0, 35, 30)), tmp_path)
         assert made.thumbnail is None
         assert said in made.missing
+        assert made.changed == ("changed" in said)
         assert picture(made.heatmap).shape[:2] == (30, 40)
 
 
