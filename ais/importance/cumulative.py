@@ -11,6 +11,7 @@ import numpy as np
 
 from ais.importance.similarity import pearson, upper_triangle
 
+_CONSTANT = 1e-13  # of the sum of squares: what is left of it by rounding
 _NUMBERS_AT_ONCE = 2**17  # a chunk and its temporaries stay in the cache: three times as fast as 2**22
 
 
@@ -60,7 +61,10 @@ def similarity_curve(
             squares_along = squares + _added(new[part] ** 2 - old[part] ** 2, steps)
             sums_along = sums + _added(new[part] - old[part], steps)
             products_along = products + _added_products(new[part], old[part], steps, i, j)
-            scale = 1 / np.sqrt(squares_along - sums_along**2 / dimensions)
+            # The few maps kept so far can leave an embedding constant, which correlates with nothing: 0.
+            variance = squares_along - sums_along**2 / dimensions
+            scale = np.zeros_like(variance)
+            np.divide(1, np.sqrt(np.maximum(variance, 0)), out=scale, where=variance > _CONSTANT * squares_along)
             similarity = products_along - np.take(sums_along, i, 1) * np.take(sums_along / dimensions, j, 1)
             similarity *= np.take(scale, i, 1)
             similarity *= np.take(scale, j, 1)

@@ -125,4 +125,4 @@ def _correlation(sums: list[np.ndarray], count: float) -> np.ndarray:
     x, y, xx, yy, xy = sums
     norm = np.sqrt(np.maximum((xx - x**2 / count) * (yy - y**2 / count), 0))
     product = xy - x * y / count
-    return np.divide(product, norm, out=np.zeros_like(product), where=norm > 0)
+    return np.divide(product, norm, out=np.zeros_like(product), where=norm != 0)  # NaN stays NaN

@@ -20,7 +20,7 @@ from ais.heads import HeadEnsemble, RegressionHead
 from ais.heatmaps import Weighting
 from ais.importance.adding import embeddings_along
 from ais.importance.general import general_similarities
-from ais.importance.similarity import similarity_of
+from ais.importance.similarity import similarity_of, unit_rows
 from ais.progress import ProgressLine
 from ais.validation.faithfulness import (
     FILLS,
@@ -407,7 +407,9 @@ def run_similarity_protocol(
 
     def along(order: np.ndarray) -> np.ndarray:
         streams = [embeddings_along(split, maps, context, order, counts) for maps, context in trunks]
-        return np.stack([similarity_of(torch.cat(each).cpu().numpy()) for each in zip(*streams, strict=True)])
+        # Not `similarity_of`: the few maps kept at first may leave an embedding constant.
+        rows = (unit_rows(torch.cat(each).cpu().numpy().astype(np.float64)) for each in zip(*streams, strict=True))
+        return np.stack([each @ each.T for each in rows])
 
     chunks = []
     with ProgressLine("maps ablated", trunks[0][0].shape[1], silent_s=1) as progress:

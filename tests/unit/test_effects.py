@@ -10,7 +10,7 @@ from ais.ablation import run_trunk
 from ais.importance.adding import embeddings_along, embeddings_along_reference
 from ais.importance.cumulative import score_curve, similarity_curve
 from ais.importance.effects import EffectSums
-from ais.importance.similarity import alignment
+from ais.importance.similarity import alignment, pearson, unit_rows, upper_triangle
 from tests.networks import MAPS, SIDE, small_backbone
 
 
@@ -91,6 +91,21 @@ def test_similarity_curve_equals_the_definition():
         kept = partial(embeddings, replacements, first, order[:added])
         for row, (subset, human) in enumerate(humans):
             assert curves[row, added] == pytest.approx(alignment(kept[subset], human) ** 2, abs=1e-13)
+
+
+def test_similarity_curve_where_few_maps_leave_an_embedding_constant():
+    """As sparse maps do: an image of which none is kept yet correlates with nothing, and the others with each other."""
+    rng = np.random.default_rng(0)
+    embeddings = np.maximum(rng.normal(size=(9, 12)), 0)
+    replacements = np.zeros_like(embeddings)
+    human = np.corrcoef(rng.normal(size=(9, 5)))
+    [curve] = similarity_curve(embeddings, replacements, 0, np.arange(12), [(np.arange(9), human)])
+    target = upper_triangle(human)
+    for added in range(13):
+        rows = unit_rows(partial(embeddings, replacements, 0, np.arange(added)))
+        assert curve[added] == pytest.approx(pearson(upper_triangle(rows @ rows.T), target) ** 2, abs=1e-12)
+    assert curve[0] == 0
+    assert curve[-1] == pytest.approx(alignment(embeddings, human) ** 2, abs=1e-12)
 
 
 def test_similarity_curve_on_a_grid_is_the_same():
