@@ -73,7 +73,8 @@ def meaning_of(sources: Sources) -> Meaning:
 
 def _of_ranking(bundle: Importance) -> Meaning:
     objective = str(bundle.record["objective"])
-    measured = f"It was measured over {counted(int(bundle.record['images']), 'image')} (objective {objective}): "
+    over = f" over {counted(int(bundle.record['images']), 'image')}" if "images" in bundle.record else ""
+    measured = f"It was measured{over} (objective {objective}): "
     if objective == "prediction":
         return Meaning(
             "raises the score on average",
@@ -96,7 +97,7 @@ def _of_ranking(bundle: Importance) -> Meaning:
             "add to R², here of a disagreement with people",
             "takes from R², here of a disagreement with people",
             "take from R², here of a disagreement with people",
-            f"{measured}{AGAINST_PEOPLE}",
+            measured + "R² leaves out the sign of R, and R is not positive.",
         )
     if objective == "similarity":
         return Meaning(
