@@ -189,7 +189,8 @@ def ablated_embeddings(
 ) -> Iterator[Tensor]:
     """Yield the embeddings ``(B, c, D)`` with each map ablated alone, chunk after chunk of maps.
 
-    Works for every kind of tail; a channelwise tail has a far cheaper form in `replaced_coordinates`.
+    Works for every kind of tail; a channelwise tail has a far cheaper form in `replaced_coordinates`. While it waits to
+    be asked for the next chunk it holds on to nothing that is as large as one: several may advance in step.
     """
     batch, count = maps.shape[:2]
     if split.kind is TailKind.LINEAR:
@@ -203,6 +204,7 @@ def ablated_embeddings(
         index = torch.arange(size, device=maps.device)
         ablated[:, index, start + index] = 0
         embeddings = split.tail(ablated.flatten(0, 1), *_repeated(context, size))
+        del ablated
         yield embeddings.unflatten(0, (batch, size))
 
 
@@ -226,18 +228,26 @@ def _ablated_linear(
         lost = _share(linear.mix, share[:, columns], slice(first + columns.start, first + columns.stop), size)
         ablated = torch.sub(mixed[:, None], lost, out=lost)
         if suffix is None:
-            yield linear.suffix(ablated.flatten(0, 1), *_repeated(context, size)).unflatten(0, (batch, size))
-            continue
-        each = []
-        for index, rows in enumerate(ablated):
-            own = [value[index : index + 1] for value in context]
+            embeddings = linear.suffix(ablated.flatten(0, 1), *_repeated(context, size)).unflatten(0, (batch, size))
+        else:
+            embeddings = torch.stack(
+                [
+                    _after_mixing(suffix, rows, [value[index : index + 1] for value in context], changed)
+                    for index, (rows, changed) in enumerate(zip(ablated, moved[:, start : start + size], strict=True))
+                ]
+            )
+        del lost, ablated
+        yield embeddings
 
-            def run(rows: Tensor, own: list[Tensor] = own) -> Tensor:
-                embeddings: Tensor = suffix.run(rows, *(value.expand(len(rows), *value.shape[1:]) for value in own))
-                return embeddings
 
-            each.append(once_where_unmoved(run, rows, moved[index, start : start + size]))
-        yield torch.stack(each)
+def _after_mixing(suffix: SkippingZeros, rows: Tensor, context: list[Tensor], moved: Tensor) -> Tensor:
+    """Embeddings ``(c, D)`` of one image's ablated outputs ``(c, …)`` of the mixing layer, context ``(1, …)``."""
+
+    def run(rows: Tensor) -> Tensor:
+        embeddings: Tensor = suffix.run(rows, *(value.expand(len(rows), *value.shape[1:]) for value in context))
+        return embeddings
+
+    return once_where_unmoved(run, rows, moved)
 
 
 def _share(mix: nn.Linear | nn.Conv2d, values: Tensor, columns: slice, count: int) -> Tensor:

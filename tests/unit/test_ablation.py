@@ -9,13 +9,16 @@ are neither 0 nor 1, and a head that is scaled to their embedding, since untrain
 import dataclasses
 import functools
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
-from ais.ablation import Ablation, ablate, ablate_reference, ablated_embeddings, replaced_coordinates, run_trunk
+from ais import ablation
+from ais.ablation import Ablation, _share, ablate, ablate_reference, ablated_embeddings, replaced_coordinates, run_trunk
 from ais.backbones import Backbone, TailKind, load_backbone
 from ais.errors import BackboneError
 from ais.heads import HeadEnsemble, RegressionHead, as_ensemble
@@ -97,6 +100,30 @@ def test_ablated_embeddings_equal_a_zeroed_map(name: str, chunk: int) -> None:
             zeroed = maps.clone()
             zeroed[:, k] = 0
             torch.testing.assert_close(found[:, k], backbone.split.tail(zeroed, *context), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["flatten to linear", "two paths"])
+def test_a_waiting_stream_holds_no_chunk(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the linear tail its shares, of the general one what its tail is run on."""
+    split, chunks = small(name).split, []
+
+    def share(*arguments: Any) -> Tensor:
+        found = _share(*arguments)
+        chunks.append(StorageWeakRef(found.untyped_storage()))
+        return found
+
+    class Tail(nn.Module):
+        def forward(self, maps: Tensor, *context: Tensor) -> Tensor:
+            chunks.append(StorageWeakRef(maps.untyped_storage()))
+            found: Tensor = split.tail(maps, *context)
+            return found
+
+    monkeypatch.setattr(ablation, "_share", share)
+    with torch.inference_mode():
+        maps, context = run_trunk(split, random_images(2, SIDE, torch.float64))
+        for _ in ablated_embeddings(dataclasses.replace(split, tail=Tail()), maps, context, 3):
+            assert chunks
+            assert all(chunk.expired() for chunk in chunks)
 
 
 @pytest.mark.parametrize("chunk", [0, -1])
