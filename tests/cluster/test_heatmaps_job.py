@@ -652,7 +652,7 @@ class TestRefusedBeforeAnyWork:
         usual = [f"images={tmp_path}/images", f"output={tmp_path}/output", f"head={head}"]
         given = [override.format(root=tmp_path) for override in overrides]
         code, said = command([*usual, *given], monkeypatch, capsys)
-        assert code == 1
+        assert code == 2  # the same command would fail again
         assert re.search(f"^error: .*{message}", said, re.MULTILINE), said
         assert not (tmp_path / "output").exists()
 
