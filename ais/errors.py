@@ -27,7 +27,7 @@ class BackboneError(AisError):
 
 
 class WeightsError(AisError):
-    """A weights file cannot be had, is not what its digest says, or does not fit its backbone."""
+    """A weights file is not there, is not what its digest says, or does not fit its backbone."""
 
 
 class HeadError(AisError):
@@ -36,6 +36,14 @@ class HeadError(AisError):
 
 class RatingsError(AisError):
     """A table of ratings cannot be used as it is."""
+
+
+class SimilarityError(AisError):
+    """A human similarity matrix cannot be used as it is."""
+
+
+class ImportanceError(AisError):
+    """An importance bundle is incomplete, or belongs to another backbone, layer or head."""
 
 
 class DatasetError(AisError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -110,7 +111,8 @@ class Explanation:
             if images is not None or len(chosen) == len(self.images)
             else (f"{self.backbone}; the first {len(chosen)} of {len(self.images)} images")
         )
-        return draw(explained, self.weighting, caption, untrained=self.untrained, side=side)
+        own = self.ablated_scores is not None
+        return draw(explained, self.weighting, caption, own=own, untrained=self.untrained, side=side)
 
 
 class Explainer:
@@ -118,7 +120,7 @@ class Explainer:
 
     Args:
         backbone: see `ais.load_backbone`; decides the device.
-        head: a fitted or hand-made head; moved to the backbone's device.
+        head: a fitted or hand-made head; a copy of it moves to the backbone's device.
         weighting: ``"positive"`` or ``"signed"``, see `ais.heatmaps.heatmap_weights`.
         importance: ``(C,)`` an AIS vector for all images; by default each image gets its own, by exact ablation.
         preprocessing: ``"center_crop"`` or ``"letterbox"``.
@@ -153,7 +155,7 @@ class Explainer:
             raise ValueError(f"trunk_dtype is {trunk_dtype}: must be one of {', '.join(map(str, _TRUNK_DTYPES))}")
         self.backbone = backbone
         self.device = backbone.mean.device
-        self.head = as_ensemble(head).to(self.device).eval()
+        self.head = copy.deepcopy(as_ensemble(head)).to(self.device).eval()
         check_belongs(self.head, backbone, preprocessing)
         self.geometry = geometry_of(backbone.spec, preprocessing)
         self.weighting: Weighting = weighting

@@ -74,13 +74,16 @@ def regression_metrics(
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence}; it lies between 0 and 1, such as 0.95")
 
-    picks = np.random.default_rng(seed).integers(len(x), size=(resamples, len(x)))
-    chunks = np.array_split(picks, -(-picks.size // _RESAMPLED_VALUES_PER_CHUNK))
     metrics = {"rmse": _rmse, "plcc": _pearson, "srcc": _spearman, "krcc": _kendall}
+    resampled: dict[str, list[NDArray[np.float64]]] = {name: [] for name in metrics}
+    random = np.random.default_rng(seed)
+    at_once = max(1, _RESAMPLED_VALUES_PER_CHUNK // len(x))
+    for done in range(0, resamples, at_once):
+        picks = random.integers(len(x), size=(min(at_once, resamples - done), len(x)))
+        for name, metric in metrics.items():
+            resampled[name].append(metric(x[picks], y[picks]))
     return {
-        name: _interval(
-            metric(x, y), np.concatenate([metric(x[chunk], y[chunk]) for chunk in chunks]), len(x), confidence
-        )
+        name: _interval(metric(x, y), np.concatenate(resampled[name]), len(x), confidence)
         for name, metric in metrics.items()
     }
 

@@ -87,7 +87,9 @@ class Picture:
         return f'<img alt="{html.escape(self.alt)}" width="{self.image.width}" src="data:image/png;base64,{data}">'
 
 
-def draw(shown: Sequence[Explained], weighting: Weighting, caption: str, *, untrained: bool, side: int) -> Picture:
+def draw(
+    shown: Sequence[Explained], weighting: Weighting, caption: str, *, own: bool, untrained: bool, side: int
+) -> Picture:
     """Draw one row an image: the image, the heatmap and both, with the score and the size of one cell to scale.
 
     Each heatmap is normalised by its own maximum, so that colours compare within an image and not between images.
@@ -96,6 +98,7 @@ def draw(shown: Sequence[Explained], weighting: Weighting, caption: str, *, untr
         shown: at least one.
         weighting: with which the heatmaps were made.
         caption: of what the heatmaps were made.
+        own: each image has its own importance, by ablation, and its heatmap speaks of its score.
         untrained: warns that the backbone's weights are random.
         side: longest side of each of the three, in pixels.
     """
@@ -115,7 +118,7 @@ def draw(shown: Sequence[Explained], weighting: Weighting, caption: str, *, untr
     for row in rows:
         canvas.paste(row, (_MARGIN, y))
         y += row.height + _GAP
-    _legend(canvas, y, weighting, unseen=any(not explained.whole for explained in shown))
+    _legend(canvas, y, weighting, own=own, unseen=any(not explained.whole for explained in shown))
     for text, colour in footer:
         y += line
         pen.text((_MARGIN, y), text, colour, small)
@@ -161,7 +164,7 @@ def _outline(pen: ImageDraw.ImageDraw, box: tuple[float, float, float, float]) -
         pen.rectangle((left + 1, top + 1, right - 1, bottom - 1), outline=(255, 255, 255))
 
 
-def _legend(canvas: Image.Image, y: int, weighting: Weighting, *, unseen: bool) -> None:
+def _legend(canvas: Image.Image, y: int, weighting: Weighting, *, own: bool, unseen: bool) -> None:
     """What the colours, the outline and, where there is any, the grey say."""
     pen = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(_SMALL)
@@ -172,7 +175,10 @@ def _legend(canvas: Image.Image, y: int, weighting: Weighting, *, unseen: bool) 
         pen.text((x, y), text, _FAINT, font)
         x += pen.textlength(text, font) + 6
 
-    low, high = ("no evidence", "most, in its image") if weighting == "positive" else ("lowers", "raises the score")
+    low, high = ("no evidence", "most, in its image")
+    if weighting == "signed":
+        # One importance for all images may be of errors or of agreement, and only who made it knows.
+        low, high = ("lowers", "raises the score") if own else ("negative", "positive importance")
     say(low)
     canvas.paste(Image.fromarray(colours(weighting)[None]).resize((_BAR_WIDTH, _SMALL)), (round(x), y + 2))
     x += _BAR_WIDTH + 6

@@ -81,9 +81,16 @@ def place_on_image(
     rows = _interpolation(heatmap.shape[0], (y - top) / (bottom - top))
     columns = _interpolation(heatmap.shape[1], (x - left) / (right - left))
     placed = rows @ heatmap.astype(np.float32) @ columns.T
-    placed[(y < seen_top) | (y > seen_bottom), :] = np.nan
-    placed[:, (x < seen_left) | (x > seen_right)] = np.nan
+    placed[~_within(y, seen_top, seen_bottom), :] = np.nan
+    placed[:, ~_within(x, seen_left, seen_right)] = np.nan
     return placed
+
+
+def _within(centres: np.ndarray, first: float, last: float) -> np.ndarray:
+    """Which shown pixels the model saw: at least one, of a view in which all that it saw is thinner than a pixel."""
+    inside = (centres >= first) & (centres <= last)
+    inside[np.abs(centres - (first + last) / 2).argmin()] = True
+    return inside
 
 
 def _pixel_centres(length: int, shown: int) -> np.ndarray:

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
+
+from ais.errors import RunError
 
 _EVERY_S = {"terminal": 1.0, "log": 15.0}
 _LAST_READS = 5
@@ -51,6 +54,55 @@ class Line:
         if self._drawn:
             print(flush=True)
         self._drawn = False
+
+
+class Standstill:
+    """Ends what the main thread waits for, as Ctrl-C does, when nothing has changed for too long.
+
+    Ray has no other way to end an execution or a training from outside.
+
+    Args:
+        minutes: that it may stand still; ``None``: for ever, as where this is not made in the main thread.
+    """
+
+    def __init__(self, minutes: float | None) -> None:
+        self._minutes = minutes if threading.current_thread() is threading.main_thread() else None
+        self._moved: tuple[float, object] = time.monotonic(), None
+        self._ended = False
+        self._signal = signal.SIGINT
+        if self._minutes and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            # As of what a script starts with &, which a terminal's Ctrl-C is not to end.
+            self._signal = signal.SIGUSR1
+            self._handler = signal.signal(self._signal, signal.default_int_handler)
+
+    def note(self, seen: object) -> None:
+        """Compare what is seen now with what was seen before; from any thread."""
+        now = time.monotonic()
+        since, before = self._moved
+        if seen != before:
+            self._moved = now, seen
+        elif self._minutes and now - since > 60 * self._minutes and not self._ended:
+            self._ended = True
+            signal.pthread_kill(threading.main_thread().ident or 0, self._signal)
+
+    def refuse(self, kind: type[BaseException] | None, done: str) -> None:
+        """On leaving the block that waited, make an error of the interrupt, if it came from here.
+
+        Args:
+            kind: of the exception with which the block is left.
+            done: how far it was, in words.
+
+        Raises:
+            RunError: it stood still.
+        """
+        if self._signal == signal.SIGUSR1:
+            signal.signal(self._signal, self._handler)
+        if self._ended and kind is KeyboardInterrupt:
+            raise RunError(
+                f"nothing was finished for {self._minutes:g} minutes, after {done}: see `ray status` for what the "
+                "cluster waits for; what is written stays, and the same command continues; compute.stall_minutes=null "
+                "waits for ever"
+            ) from None
 
 
 class ProgressLine:

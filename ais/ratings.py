@@ -8,7 +8,7 @@ import posixpath
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 from urllib.parse import unquote
 
 import numpy as np
@@ -17,9 +17,9 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ais.config import RatingsConfig
+from ais.config import OptionalRatingsConfig, RatingsConfig
 from ais.errors import RatingsError
-from ais.storage import Storage, is_local, reading, scheme
+from ais.storage import Storage, absolute, is_local, reading, scheme
 
 MIN_RATED = 10
 _SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
@@ -51,6 +51,15 @@ class Ratings:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+
+RatingsT = TypeVar("RatingsT", RatingsConfig, OptionalRatingsConfig)
+
+
+def with_absolute_addresses(config: RatingsT) -> RatingsT:
+    """The same, with local paths absolute: a saved configuration means the same files wherever it is read."""
+    given = {"path": config.path, "root": config.root}
+    return config.model_copy(update={key: absolute(address) for key, address in given.items() if address is not None})
 
 
 def read_ratings(config: RatingsConfig, storage: Storage) -> Ratings:

@@ -457,7 +457,8 @@ def fetch(address: str, sha256: str | None, storage: Storage, cache: Path | None
         the local path and the full SHA-256.
 
     Raises:
-        WeightsError: it cannot be read, or the digest is another.
+        WeightsError: there is none that may be read, or the digest is another.
+        StorageError: it cannot be fetched, for now.
     """
     if is_local(address):
         path = Path(local_path(address))
@@ -489,7 +490,8 @@ def fetch(address: str, sha256: str | None, storage: Storage, cache: Path | None
             except WeightsError:
                 raise
             except Exception as error:  # each filesystem raises its own kinds
-                raise WeightsError(
+                gone = isinstance(error, FileNotFoundError | PermissionError)
+                raise (WeightsError if gone else StorageError)(
                     f"{address!r} cannot be fetched ({explain(error)}); give the address of a copy that "
                     f"this machine reaches, or choose weights=random explicitly"
                 ) from error

@@ -288,10 +288,30 @@ def _processor() -> str:
     return f"{name}, {os.cpu_count()} cores"
 
 
+def _number(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is below zero or without end")
+    return value
+
+
+def _above_zero(text: str) -> float:
+    if _number(text) == 0:
+        raise argparse.ArgumentTypeError("0 of them cost nothing; give a number above zero")
+    return float(text)
+
+
+def _whole_number(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is below 1")
+    return value
+
+
 def main(argv: list[str]) -> int:
     """Compute and print, or measure; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=float, nargs="+", default=[1e6, 1e8, 1e9], help="sizes of collections")
+    parser.add_argument("--images", type=_above_zero, nargs="+", default=[1e6, 1e8, 1e9], help="sizes of collections")
     parser.add_argument("--rates", type=Path, default=RATES, help="measured rates")
     parser.add_argument("--measure", action="store_true", help="measure this machine into the file of --rates")
     parser.add_argument("--backbone", choices=BACKBONES, default=Assumptions.backbone)
@@ -310,7 +330,8 @@ def main(argv: list[str]) -> int:
         ("overhead", "factor for starting nodes, lost nodes, the end of the run"),
     ):
         default = getattr(Assumptions, name)
-        kind = int if isinstance(default, int) else float
+        may_be_zero = name.endswith("_price") or name in ("image_bytes", "pictures")
+        kind = _whole_number if name in ("gpus", "gpu_node_cpus") else _number if may_be_zero else _above_zero
         parser.add_argument(
             f"--{name.replace('_', '-')}", type=kind, default=default, help=f"{text} (default {default})"
         )

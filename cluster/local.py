@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -293,6 +294,8 @@ def main(argv: list[str]) -> int:
         NodeType("gpu", arguments.cpus, 1, arguments.gpu_nodes),
         NodeType("cpu", arguments.cpus, 0, arguments.cpu_nodes),
     )
+    if wrong := [pair for pair in arguments.env if not re.fullmatch(r"[^=]+=.*", pair, re.DOTALL)]:
+        parser.error(f"--env {wrong[0]}: expected NAME=VALUE")
     environment = dict(pair.split("=", 1) for pair in arguments.env)
     cluster = LocalCluster(arguments.folder, types, idle_s=arguments.idle, environment=environment)
     if bool(command) != (arguments.action == "run"):

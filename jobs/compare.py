@@ -13,7 +13,9 @@ from pathlib import Path
 if __name__ == "__main__":  # so that a checkout works without being installed
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from ais.config import CompareConfig, load_config, run_job, to_yaml
+from ais.command_line import load_config, run_job
+from ais.config import CompareConfig
+from ais.settings import to_yaml
 
 
 def main(argv: list[str]) -> int:
@@ -26,7 +28,6 @@ def run(config: CompareConfig, *, dry_run: bool = False) -> int:
     """Check the runs, read them, compare every two, report; return the exit code."""
     # After --help and configuration errors, which need not wait for SciPy and torch.
     from ais.comparison import (
-        check_output,
         compare,
         describe_pairs,
         describe_runs,
@@ -34,12 +35,13 @@ def run(config: CompareConfig, *, dry_run: bool = False) -> int:
         read_heatmaps,
         write_report,
     )
+    from ais.outputs import check_output
     from ais.storage import Storage, absolute
 
     started = time.monotonic()
     storage = Storage(**config.storage.model_dump())
     output = storage.open(absolute(config.output))
-    check_output(output)
+    check_output(output.address, "matrices.parquet", storage)
     runs = open_runs(config.runs, config.names, storage)
     print(describe_runs(runs), flush=True)
     if dry_run:

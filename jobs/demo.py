@@ -11,16 +11,9 @@ from pathlib import Path
 if __name__ == "__main__":  # so that a checkout works without being installed
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from ais.config import (
-    DemoConfig,
-    HeatmapsConfig,
-    RatingsConfig,
-    ReportConfig,
-    TrainConfig,
-    load_config,
-    run_job,
-    to_yaml,
-)
+from ais.command_line import load_config, run_job
+from ais.config import DemoConfig, HeatmapsConfig, RatingsConfig, ReportConfig, TrainConfig
+from ais.settings import to_yaml
 
 
 def train_config(config: DemoConfig, folder: Path) -> TrainConfig:

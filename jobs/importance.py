@@ -10,7 +10,9 @@ from pathlib import Path
 if __name__ == "__main__":  # so that a checkout works without being installed
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from ais.config import ImportanceConfig, load_config, run_job, to_yaml
+from ais.command_line import load_config, run_job
+from ais.config import ImportanceConfig
+from ais.settings import to_yaml
 
 
 def main(argv: list[str]) -> int:

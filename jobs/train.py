@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 if __name__ == "__main__":  # so that a checkout works without being installed
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from ais.config import TrainConfig, load_config, run_job, to_yaml
+from ais.command_line import load_config, run_job
+from ais.config import TrainConfig
+from ais.settings import to_yaml
 
 if TYPE_CHECKING:
     from ais.lease import Lease
@@ -88,7 +90,7 @@ def _train(prepared: PreparedTraining, lease: Lease) -> int:
     errors = [asdict(image) for image in unreadable]
     rows = usable_rows(prepared, errors)
     plan = fit_plan(prepared, rows, keys)
-    heads = fit_heads(plan, prepared.checkpoints, device=config.compute.device)
+    heads = fit_heads(plan, prepared.checkpoints, config.compute.device, config.compute.stall_minutes)
     lease.check()
     metrics = write_bundle(prepared, plan, rows, keys, heads, errors, source.load("cpu"))
     print(describe_metrics(prepared, metrics))

@@ -13,21 +13,20 @@ from typing import TYPE_CHECKING
 if __name__ == "__main__":  # so that a checkout works without being installed
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from ais.command_line import load_config, run_job
 from ais.config import (
     BackboneConfig,
     BackboneOverrides,
     CompareConfig,
     HeatmapsConfig,
+    OptionalRatingsConfig,
     PngConfig,
     RatingsConfig,
     TrainConfig,
     ValidateConfig,
     ValidateDemoConfig,
-    ValidatedRatingsConfig,
-    load_config,
-    run_job,
-    to_yaml,
 )
+from ais.settings import to_yaml
 
 if TYPE_CHECKING:
     from ais.planted import PlantedJudgments
@@ -49,7 +48,7 @@ def train_config(config: ValidateDemoConfig, folder: Path, backbone: str, rating
 def validate_config(config: ValidateDemoConfig, folder: Path, backbone: str, ratings: Path) -> ValidateConfig:
     """What `jobs/validate.py` is run with, for a head."""
     return ValidateConfig(
-        ratings=ValidatedRatingsConfig(path=str(ratings)),
+        ratings=OptionalRatingsConfig(path=str(ratings)),
         head=str(folder / backbone / f"head-{ratings.stem}"),
         output=str(folder / backbone / f"validation-{ratings.stem}"),
         masks=str(folder / "planted" / "masks"),

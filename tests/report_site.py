@@ -13,12 +13,13 @@ import pyarrow as pa
 from PIL import Image
 
 from ais.comparison.report import METRICS
-from ais.config import ReportConfig, parse_config
+from ais.config import ReportConfig
 from ais.images import Geometry
 from ais.importance import ImportanceRecord, save_importance
 from ais.listing import ListedImage, look_up
 from ais.report import Report, open_sources, write_report
 from ais.runs import ERRORS_SCHEMA, Run, results_schema, write_table
+from ais.settings import parse_config
 from ais.storage import Storage
 
 HEAD = "a" * 64

@@ -9,4 +9,4 @@ if __name__ == "__main__":
     importlib.import_module("tests.tiny")
     del sys.argv[0]
     job = importlib.import_module(f"jobs.{Path(sys.argv[0]).stem}")
-    importlib.import_module("ais.config").run_job(job.main)
+    importlib.import_module("ais.command_line").run_job(job.main)

@@ -66,7 +66,8 @@ def resolve_weights(
         cache: folder for downloads.
 
     Raises:
-        WeightsError: contradictory arguments, or the file cannot be had or is not what its digest says.
+        WeightsError: contradictory arguments, or there is no such file, or it is not what its digest says.
+        StorageError: the file cannot be fetched, for now.
     """
     if weights == RANDOM:
         if seed is None:

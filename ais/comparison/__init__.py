@@ -1,7 +1,7 @@
 """Complete runs over the same images, compared heatmap by heatmap."""
 
 from ais.comparison.pairs import MeanAgreement, PairAgreement, compare, mean_agreement
-from ais.comparison.report import check_output, describe_pairs, describe_runs, write_report
+from ais.comparison.report import describe_pairs, describe_runs, write_report
 from ais.comparison.sources import ComparedRun, RunHeatmaps, open_runs, read_heatmaps
 
 __all__ = [
@@ -9,7 +9,6 @@ __all__ = [
     "MeanAgreement",
     "PairAgreement",
     "RunHeatmaps",
-    "check_output",
     "compare",
     "describe_pairs",
     "describe_runs",

@@ -20,22 +20,12 @@ from ais.agreement import METRICS
 from ais.comparison.matrix import format_value, matrix_png
 from ais.comparison.pairs import MeanAgreement, PairAgreement, mean_agreement
 from ais.comparison.sources import ComparedRun
-from ais.config import CompareConfig, to_yaml
-from ais.errors import ConfigError
+from ais.config import CompareConfig
 from ais.runs import write_table
+from ais.settings import to_yaml
 from ais.storage import Folder
 
 Means = dict[str, MeanAgreement]
-
-
-def check_output(output: Folder) -> None:
-    """Refuse to write over the summary of a run.
-
-    Raises:
-        ConfigError: the folder is that of a run.
-    """
-    if (output / "run.json").exists():
-        raise ConfigError(f"output: {output.address!r} is the folder of a run; give a folder of its own")
 
 
 def describe_runs(runs: Sequence[ComparedRun]) -> str:

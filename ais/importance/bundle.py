@@ -15,17 +15,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ais.errors import AisError
+from ais.errors import ImportanceError
 from ais.storage import Folder, Storage
 
 FORMAT = 1
 TABLE_FILE = "importance.parquet"
 RECORD_FILE = "importance.json"
 BY_IMAGE_FILE = "importance_by_image.parquet"
-
-
-class ImportanceError(AisError):
-    """An importance bundle is incomplete, or belongs to another backbone, layer or head."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import io
 
 import numpy as np
 
-from ais.importance.similarity import SimilarityError
+from ais.errors import SimilarityError
 from ais.storage import Storage
 
 

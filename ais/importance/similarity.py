@@ -17,13 +17,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from ais.errors import AisError
+from ais.errors import SimilarityError
 
 _NUMBERS_AT_ONCE = 2**17  # a chunk and its temporaries stay in the cache
-
-
-class SimilarityError(AisError):
-    """A human similarity matrix cannot be used as it is."""
 
 
 def check_human_matrix(human: np.ndarray, images: int) -> np.ndarray:

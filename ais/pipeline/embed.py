@@ -18,6 +18,7 @@ from ais.images import Limits
 from ais.listing import ListedImage
 from ais.pipeline.cluster import cluster_pools, set_up_ray_data
 from ais.pipeline.explain import BackboneSource
+from ais.pipeline.fetch import listing_table
 from ais.pipeline.heatmaps import fetched, worker_failure
 from ais.pipeline.network import NetworkStage
 from ais.pipeline.progress import Progress
@@ -64,14 +65,8 @@ def embed_images(
         return []
     set_up_ray_data()
     pools = cluster_pools(compute, len(images))
-    table = pa.table(
-        {
-            "image_id": pa.array(np.arange(len(images))),
-            "uri": pa.array([image.uri for image in images], pa.string()),
-            "size": pa.array([image.size for image in images], pa.int64()),
-            "version": pa.array([image.version for image in images], pa.string()),
-        }
-    )
+    versions = pa.array([image.version for image in images], pa.string())
+    table = listing_table(images).append_column("version", versions)
     units = [table.slice(start, pools.batch) for start in range(0, table.num_rows, pools.batch)]
     with Progress("embeddings", len(images), stall_minutes=compute.stall_minutes) as progress:
         geometry = geometry_of(source.spec, preprocessing)

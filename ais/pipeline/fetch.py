@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from ais.config import PngSelection
 from ais.decoding import DecoderPool, Decoding
 from ais.errors import ChangedError, ImageError
 from ais.images import DecodeReason, Geometry, Limits
+from ais.listing import ListedImage
 from ais.pipeline.columns import pack
 from ais.pipeline.columns import replace as replace_columns
 from ais.secrets import redact
@@ -69,6 +71,19 @@ def _uniform(image_id: int) -> float:
     return (x ^ (x >> 31)) / 2**64
 
 
+def listing_table(images: Sequence[ListedImage]) -> pa.Table:
+    """Make the table that `FetchDecode` takes; ``image_id`` counts from 0, in the order of the images."""
+    return pa.table(
+        {
+            "image_id": pa.array(range(len(images)), pa.int64()),
+            "uri": pa.array([image.uri for image in images], pa.string()),
+            "size": pa.array([image.size for image in images], pa.int64()),
+            "etag": pa.array([image.etag for image in images], pa.string()),
+            "mtime": pa.array([image.mtime for image in images], pa.float64()),
+        }
+    )
+
+
 class FetchDecode:
     """Callable stage, held by an actor: table with ``image_id, uri, size`` → the same with pixels.
 
@@ -92,7 +107,7 @@ class FetchDecode:
         pictures: Pictures | None = None,
         decoders: int = 2,
     ) -> None:
-        self._geometry = geometry
+        self.side = geometry.input_size
         self._limits = limits
         self._storage = storage.for_threads(threads)
         self._pictures = pictures
@@ -107,8 +122,7 @@ class FetchDecode:
             batch[name].to_pylist() if name in batch.column_names else nothing
             for name in ("image_id", "uri", "size", "etag", "mtime")
         )
-        side = self._geometry.input_size
-        pixels = np.zeros((batch.num_rows, side, side, 3), np.uint8)
+        pixels = np.zeros((batch.num_rows, self.side, self.side, 3), np.uint8)
         rows = list(self._pool.map(self._one, ids, uris, sizes, etags, mtimes, pixels))
         boxes = np.zeros((len(rows), 4), np.float32)
         for index, row in enumerate(rows):

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import ray
 from ray.data import Dataset
 
-from ais.config import ComputeConfig, PngConfig, PngSelection
+from ais.config import ComputeConfig, ExplainingComputeConfig, PngConfig, PngSelection
 from ais.errors import RunError
 from ais.heads import HeadSource
 from ais.heatmaps import HeatmapCells, Weighting
@@ -64,7 +64,7 @@ class HeatmapPlan:
     cells: HeatmapCells | None
     limits: Limits
     png: PngConfig
-    compute: ComputeConfig
+    compute: ExplainingComputeConfig
     storage: Storage
     shard_rows: int
     metadata: dict[str, str]

@@ -18,7 +18,7 @@ from ray.data.datasource.datasink import WriteResult
 
 from ais.ablation import ablate, replaced_coordinates, run_trunk
 from ais.backbones import TailKind
-from ais.config import ComputeConfig
+from ais.config import AblatingComputeConfig, ComputeConfig
 from ais.errors import AisError, RunError
 from ais.explainer import geometry_of
 from ais.heads import HeadSource
@@ -28,6 +28,7 @@ from ais.listing import ListedImage
 from ais.pipeline.cluster import Pools, cluster_pools, set_up_ray_data
 from ais.pipeline.columns import unpack
 from ais.pipeline.explain import BackboneSource
+from ais.pipeline.fetch import listing_table
 from ais.pipeline.heatmaps import fetched, worker_failure
 from ais.pipeline.network import NetworkStage
 from ais.pipeline.progress import Progress
@@ -141,7 +142,7 @@ def effects_over(
     head: HeadSource,
     preprocessing: str,
     limits: Limits,
-    compute: ComputeConfig,
+    compute: AblatingComputeConfig,
     maps: int,
 ) -> tuple[EffectSums, list[Unreadable]]:
     """Ablate every map in every image and add up the effects.
@@ -238,12 +239,6 @@ def _stream(
 
 
 def _units(images: Sequence[ListedImage], ratings: Sequence[float] | None, pools: Pools) -> list[pa.Table]:
-    table = pa.table(
-        {
-            "image_id": pa.array(np.arange(len(images))),
-            "uri": pa.array([image.uri for image in images], pa.string()),
-            "size": pa.array([image.size for image in images], pa.int64()),
-            "rating": pa.array(np.full(len(images), np.nan) if ratings is None else np.asarray(ratings, np.float64)),
-        }
-    )
+    rating = np.full(len(images), np.nan) if ratings is None else np.asarray(ratings, np.float64)
+    table = listing_table(images).append_column("rating", pa.array(rating))
     return [table.slice(start, pools.batch) for start in range(0, table.num_rows, pools.batch)]

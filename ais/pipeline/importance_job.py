@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import ray
 import torch
 
 from ais.backbones import TailKind
-from ais.config import ImportanceConfig, RatingsConfig, to_yaml
+from ais.config import ImportanceConfig
 from ais.errors import RatingsError, RunError
 from ais.explainer import geometry_of
 from ais.heads import HeadSource, read_record
@@ -32,12 +32,13 @@ from ais.listing import ListedImage, list_images
 from ais.pipeline.cluster import Pools, cluster_pools
 from ais.pipeline.columns import unpack
 from ais.pipeline.explain import choose_device
-from ais.pipeline.fetch import FetchDecode
+from ais.pipeline.fetch import FetchDecode, listing_table
 from ais.pipeline.importance import coordinates_over, effects_over
 from ais.pipeline.prepare import Model, resolve_model, storage_of, versions
 from ais.pipeline.progress import TaskProgress
 from ais.pipeline.sink import Unreadable
-from ais.ratings import MIN_RATED, Ratings, held_out_images, ratings_fingerprint, read_ratings
+from ais.ratings import MIN_RATED, Ratings, held_out_images, ratings_fingerprint, read_ratings, with_absolute_addresses
+from ais.settings import to_yaml
 from ais.storage import Storage, absolute
 
 _FEWEST = 3
@@ -125,16 +126,14 @@ def prepare_importance(config: ImportanceConfig) -> PreparedImportance:
         AisError: of the kind that fits.
     """
     storage = storage_of(config.storage)
-    addresses = ("output", "images", "ratings", "matrix", "head")
-    config = config.model_copy(
-        update={name: absolute(getattr(config, name)) for name in addresses if getattr(config, name) is not None}
-    )
+    addresses = ("output", "images", "matrix", "head")
+    found = {name: absolute(getattr(config, name)) for name in addresses if getattr(config, name) is not None}
+    config = config.model_copy(update=found | {"ratings": with_absolute_addresses(config.ratings)})
     record, document = read_record(config.head, storage) if config.head else (None, {})
     model = resolve_model(config.backbone, config.preprocessing.mode, record, storage)
     ratings = human = seen = None
     if config.objective == "error":
-        assert config.ratings is not None
-        rated = read_ratings(RatingsConfig(path=config.ratings), storage)
+        rated = read_ratings(config.ratings.table(), storage)
         chosen, seen = _unseen(config, rated, document, storage)
         images, ratings = [ListedImage(address) for address in rated.addresses[chosen].tolist()], rated.scores[chosen]
     elif config.objective == "prediction":
@@ -168,9 +167,9 @@ def _unseen(config: ImportanceConfig, rated: Ratings, head: dict[str, Any], stor
     chosen = np.flatnonzero(np.isin(rated.images, held_out_images(config.head, storage)))
     if len(chosen) < MIN_RATED:
         raise RatingsError(
-            f"held_out: {len(chosen)} images of {config.ratings!r} are in the test split of head {config.head!r}, as "
-            f"its predictions.parquet writes them; at least {MIN_RATED} are needed: rate more and train again, or, if "
-            "the head was trained on none of the rated images, held_out=false"
+            f"held_out: {len(chosen)} images of {config.ratings.path!r} are in the test split of head {config.head!r}, "
+            f"as its predictions.parquet writes them; at least {MIN_RATED} are needed: rate more and train again, or, "
+            "if the head was trained on none of the rated images, held_out=false"
         )
     return chosen, "of the head's test split"
 
@@ -208,6 +207,19 @@ def compared_images(matrix_address: str, images: str | None, storage: Storage) -
             "uri column in the order of the matrix"
         )
     return listed, check_human_matrix(matrix, len(listed))
+
+
+def compared_pixels(images: Sequence[ListedImage], fetch: FetchDecode) -> np.ndarray:
+    """Fetch and decode images of a human matrix, in this process: pixels ``(n, S, S, 3)`` uint8.
+
+    Raises:
+        RunError: one cannot be used: a matrix has no room for a gap.
+    """
+    table = fetch(listing_table(images))
+    for row in table.select(["uri", "stage", "error"]).to_pylist():
+        if row["stage"]:
+            raise RunError(f"{row['uri']!r} could not be used ({row['error']}); take it out of list and matrix")
+    return unpack(table["pixels"], (fetch.side, fetch.side, 3), np.uint8)
 
 
 def importance_of(prepared: PreparedImportance) -> ImportanceResult:
@@ -293,21 +305,7 @@ def _general_similarity(prepared: PreparedImportance, pools: Pools, counter: Any
     batches = []
     for start in range(0, len(prepared.images), pools.batch):
         images = prepared.images[start : start + pools.batch]
-        table = fetch(
-            pa.table(
-                {
-                    "image_id": pa.array(range(start, start + len(images)), pa.int64()),
-                    "uri": pa.array([image.uri for image in images], pa.string()),
-                    "size": pa.array([image.size for image in images], pa.int64()),
-                }
-            )
-        )
-        for row in table.select(["uri", "stage", "error"]).to_pylist():
-            if row["stage"]:
-                raise RunError(f"{row['uri']!r} could not be used ({row['error']}); take it out of list and matrix")
-        pixels = torch.from_numpy(
-            unpack(table["pixels"], (geometry.input_size, geometry.input_size, 3), np.uint8).copy()
-        )
+        pixels = torch.from_numpy(compared_pixels(images, fetch).copy())
         batches.append(backbone.normalise(pixels.to(device)))
     assert prepared.human is not None
     intact, ablated = general_similarities(backbone, batches, config.level, config.compute.chunk)

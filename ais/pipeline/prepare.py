@@ -20,7 +20,7 @@ from ais.backbones import (
     preprocessing_fingerprint,
     resolve_weights,
 )
-from ais.config import BackboneConfig, BackboneOverrides, HeatmapsConfig, StorageConfig, to_yaml
+from ais.config import BackboneConfig, BackboneOverrides, HeatmapsConfig, StorageConfig
 from ais.errors import BackboneError, ConfigError
 from ais.explainer import geometry_of
 from ais.heads import HeadRecord, HeadSource, check_record, read_record
@@ -32,6 +32,7 @@ from ais.listing import list_images
 from ais.pipeline.explain import BackboneSource
 from ais.pipeline.heatmaps import HeatmapPlan
 from ais.runs import Run
+from ais.settings import to_yaml
 from ais.storage import Storage, absolute
 
 _PACKAGES = ("ais", "torch", "torchvision", "ray", "pyarrow", "pillow", "numpy", "fsspec", "s3fs")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from dataclasses import dataclass
 from types import TracebackType
@@ -12,9 +10,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ais.errors import RunError
 from ais.pipeline.metrics import Meter, metrics
-from ais.progress import ProgressLine
+from ais.progress import ProgressLine, Standstill
 
 
 @ray.remote(num_cpus=0)
@@ -84,38 +81,20 @@ class TaskProgress(ProgressLine):
         # Beside the driver, and so no sooner dead than it.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.counter: Any = Counter.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
-        self._stall_minutes = stall_minutes if threading.current_thread() is threading.main_thread() else None
-        self._moved = time.monotonic(), (0, 0)
-        self._stalled = False
+        self._standstill = Standstill(stall_minutes)
         super().__init__(what, total)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         super().__exit__(kind, error, trace)
-        if self._stalled and kind is KeyboardInterrupt:
-            raise RunError(
-                f"nothing was finished for {self._stall_minutes:g} minutes, after {self._seen[0]:,} of {self._total:,} "
-                f"{self._what}: see `ray status` for what the cluster waits for; what is written stays, and the same "
-                "command continues; compute.stall_minutes=null waits for ever"
-            ) from None
+        self._standstill.refuse(kind, f"{self._seen[0]:,} of {self._total:,} {self._what}")
 
     def read(self) -> tuple[int, int]:
         """Return how many are finished, and how many errors are among them."""
         done, errors = ray.get(self.counter.read.remote(), timeout=10)
-        self._note((done, errors))
+        self._standstill.note((done, errors))
         return done, errors
-
-    def _note(self, seen: tuple[int, int]) -> None:
-        """End the work if what was seen, just now, stands still."""
-        now = time.monotonic()
-        since, last = self._moved
-        if seen != last:
-            self._moved = now, seen
-        elif self._stall_minutes and now - since > 60 * self._stall_minutes and not self._stalled:
-            self._stalled = True
-            # Ray has no way to end an execution from outside; this is Ctrl-C's.
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
 class Progress(TaskProgress):

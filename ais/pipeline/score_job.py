@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ais.backbones import BackboneSpec
-from ais.config import ScoreConfig, config_fingerprint, to_yaml
+from ais.config import ScoreConfig, config_fingerprint
 from ais.errors import RunError
 from ais.images import Limits
 from ais.lease import Lease
@@ -43,6 +43,7 @@ from ais.scoring.drift import Drift, Shares, Thresholds, compare, quantiles, sor
 from ais.scoring.files import local_copy, read_json, read_tables, scratch_folder, upload, write_tables
 from ais.scoring.series import Series, Snapshot, State, duration, prune_all, tick_of
 from ais.scoring.sorting import first_of_each, sort_by_uri
+from ais.settings import to_yaml
 from ais.storage import absolute
 
 LOOK_AT_ME = 4

@@ -13,26 +13,24 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from ais.config import ValidateConfig, to_yaml
-from ais.errors import RunError
+from ais.config import LEAST_PER_FOLD, ValidateConfig
+from ais.errors import SimilarityError
 from ais.explainer import geometry_of
 from ais.heads import read_record
 from ais.images import Limits
 from ais.importance.jackknife import agreement_interval
-from ais.importance.similarity import SimilarityError
-from ais.pipeline.columns import unpack
 from ais.pipeline.explain import choose_device
 from ais.pipeline.fetch import FetchDecode
-from ais.pipeline.importance_job import compared_images
+from ais.pipeline.importance_job import compared_images, compared_pixels
 from ais.pipeline.prepare import Model, resolve_model, storage_of, versions
 from ais.pipeline.validation_job import protocol_cost, with_absolute_paths, write_protocol
 from ais.runs import ListedImage, write_table
+from ais.settings import to_yaml
 from ais.storage import Storage
 from ais.validation.intervals import Mean
 from ais.validation.measure import Network, run_similarity_protocol
 from ais.validation.verdict import SimilarityFindings, describe_similarity, similarity_checks_of, similarity_conclusion
 
-_LEAST_PER_FOLD = 3
 _BATCH = 16
 
 
@@ -81,9 +79,9 @@ def prepare_validation(config: ValidateConfig) -> PreparedSimilarityValidation:
     record = read_record(config.head, storage)[0] if config.head else None
     model = resolve_model(config.backbone, config.preprocessing.mode, record, storage)
     images, human = compared_images(config.matrix, config.images, storage)
-    if len(images) < _LEAST_PER_FOLD * config.folds:
+    if len(images) < LEAST_PER_FOLD * config.folds:
         raise SimilarityError(
-            f"{len(images)} images were compared; {config.folds} folds need at least {_LEAST_PER_FOLD * config.folds}: "
+            f"{len(images)} images were compared; {config.folds} folds need at least {LEAST_PER_FOLD * config.folds}: "
             "set fewer folds"
         )
     return PreparedSimilarityValidation(config, storage, model, images, human)
@@ -95,30 +93,21 @@ def read_sample(prepared: PreparedSimilarityValidation) -> np.ndarray:
     Raises:
         RunError: one cannot be used: a matrix has no room for a gap.
     """
-    config, images = prepared.config, prepared.images
+    config = prepared.config
     geometry = geometry_of(prepared.model.source.spec, prepared.model.preprocessing)
     limits = Limits(**config.limits.model_dump())
-    fetch = FetchDecode(geometry, limits, prepared.storage, config.compute.fetch_threads)
-    table = fetch(
-        pa.table(
-            {
-                "image_id": pa.array(range(len(images)), pa.int64()),
-                "uri": pa.array([image.uri for image in images], pa.string()),
-                "size": pa.array([image.size for image in images], pa.int64()),
-            }
-        )
-    )
-    for row in table.select(["uri", "stage", "error"]).to_pylist():
-        if row["stage"]:
-            raise RunError(f"{row['uri']!r} could not be used ({row['error']}); take it out of list and matrix")
-    return unpack(table["pixels"], (geometry.input_size, geometry.input_size, 3), np.uint8)
+    fetch = FetchDecode(geometry, limits, prepared.storage, config.compute.fetch_threads, None, config.compute.decoders)
+    return compared_pixels(prepared.images, fetch)
 
 
 def measure(prepared: PreparedSimilarityValidation, pixels: np.ndarray) -> SimilarityFindings:
     """Measure everything, in this process."""
     config = prepared.config
+    backbone = prepared.model.source.load(choose_device(config.compute.device))
+    if config.compute.compile:
+        backbone.compile_trunk()
     network = Network(
-        backbone=prepared.model.source.load(choose_device(config.compute.device)),
+        backbone=backbone,
         batch_size=config.compute.batch_size or _BATCH,
         trunk_dtype=getattr(torch, config.compute.precision),
         chunk=config.compute.chunk,

@@ -27,19 +27,21 @@ import pyarrow as pa
 import torch
 
 from ais.backbones import TailKind
-from ais.config import ValidateConfig, to_yaml
+from ais.config import LEAST_PER_FOLD, ValidateConfig
 from ais.errors import ConfigError, ImageError, RatingsError, RunError
 from ais.explainer import geometry_of
 from ais.heads import HeadSource, check_belongs, read_record
 from ais.heatmaps import heatmap_boxes
 from ais.images import Limits, decode_image
+from ais.listing import ListedImage
 from ais.metrics import regression_metrics
 from ais.pipeline.columns import unpack
 from ais.pipeline.explain import choose_device
-from ais.pipeline.fetch import FetchDecode, read_image
+from ais.pipeline.fetch import FetchDecode, listing_table, read_image
 from ais.pipeline.prepare import Model, resolve_model, storage_of, versions
-from ais.ratings import Ratings, held_out_images, ratings_fingerprint, read_ratings
+from ais.ratings import Ratings, held_out_images, ratings_fingerprint, read_ratings, with_absolute_addresses
 from ais.runs import write_table
+from ais.settings import to_yaml
 from ais.storage import Folder, Storage, absolute
 from ais.validation.faithfulness import FILLS, InputMaps
 from ais.validation.intervals import ENOUGH_IMAGES, mean_over_images, mean_over_images_and_heads
@@ -56,7 +58,6 @@ from ais.validation.protocol import CumulativeCurve
 from ais.validation.separation import Separation, mask_on_cells
 from ais.validation.verdict import Findings, checks_of, conclusion, describe, localisation_means
 
-_LEAST_PER_FOLD = 3
 _BATCH = 16
 ERROR_COLUMNS = ("uri", "stage", "reason", "error")
 
@@ -158,11 +159,11 @@ def prepare_validation(config: ValidateConfig) -> PreparedValidation:
     if len(chosen) > config.protocol_images:
         random = np.random.default_rng([config.seed, 2])
         chosen = np.sort(random.choice(chosen, config.protocol_images, replace=False))
-    if len(chosen) < _LEAST_PER_FOLD * config.folds:
+    if len(chosen) < LEAST_PER_FOLD * config.folds:
         where = "in the test split of the head" if config.held_out else "rated"
         raise RatingsError(
             f"{len(chosen)} images of {config.ratings.path!r} are {where}; {config.folds} folds need at least "
-            f"{_LEAST_PER_FOLD * config.folds}: rate more, set fewer folds, or, if the head was trained on none of the "
+            f"{LEAST_PER_FOLD * config.folds}: rate more, set fewer folds, or, if the head was trained on none of the "
             "rated images, held_out=false"
         )
     _refuse_constant(rated.scores[chosen], config)
@@ -208,7 +209,7 @@ def with_absolute_paths(config: ValidateConfig) -> ValidateConfig:
     """Return the configuration with local paths absolute."""
     names = ("head", "output", "masks", "matrix", "images")
     found = {name: absolute(getattr(config, name)) for name in names if getattr(config, name) is not None}
-    return config.model_copy(update=found)
+    return config.model_copy(update=found | {"ratings": with_absolute_addresses(config.ratings)})
 
 
 def read_sample(prepared: PreparedValidation) -> Sample:
@@ -224,18 +225,10 @@ def read_sample(prepared: PreparedValidation) -> Sample:
     limits = Limits(**config.limits.model_dump())
     count = len(prepared.images)
     fetch = FetchDecode(geometry, limits, prepared.storage, config.compute.fetch_threads, None, config.compute.decoders)
-    table = fetch(
-        pa.table(
-            {
-                "image_id": np.arange(count),
-                "uri": pa.array(prepared.addresses.tolist(), pa.string()),
-                "size": pa.nulls(count, pa.int64()),
-            }
-        )
-    )
+    table = fetch(listing_table([ListedImage(address) for address in prepared.addresses.tolist()]))
     unreadable = [row for row in table.select(ERROR_COLUMNS).to_pylist() if row["stage"]]
     rows = np.flatnonzero([not stage for stage in table["stage"].to_pylist()])
-    if len(unreadable) > config.max_error_share * count or len(rows) < _LEAST_PER_FOLD * config.folds:
+    if len(unreadable) > config.max_error_share * count or len(rows) < LEAST_PER_FOLD * config.folds:
         raise RunError(
             f"{len(unreadable)} of {count} images could not be used, with max_error_share={config.max_error_share:g} "
             f"and {config.folds} folds; the first: {unreadable[0]['uri']!r} ({unreadable[0]['error']}); "
@@ -279,6 +272,8 @@ def measure(prepared: PreparedValidation, sample: Sample) -> Findings:
     """Measure everything, in this process."""
     config, model = prepared.config, prepared.model
     backbone = model.source.load(choose_device(config.compute.device))
+    if config.compute.compile:
+        backbone.compile_trunk()
     assert config.head is not None
     assert backbone.layer is not None
     head = HeadSource(config.head, prepared.head, prepared.storage).load().to(backbone.mean.device).eval()

@@ -20,6 +20,7 @@ import yaml
 from ais.config import ReportConfig
 from ais.errors import AisError, ConfigError, StorageError
 from ais.importance import load_importance
+from ais.outputs import check_output
 from ais.runs import Run
 from ais.storage import Folder, Storage, absolute
 
@@ -171,7 +172,7 @@ def open_sources(config: ReportConfig) -> Sources:
     }
     config = config.model_copy(update={**addresses, "importance": tuple(map(absolute, config.importance))})
     run = Run(storage.open(config.run))
-    _check_output(storage.open(config.output), config.output)
+    check_output(config.output, "index.html", storage)
     record = run.record()
     if record is None:
         raise ConfigError(f"run: {config.run!r} holds no run (no run.json){_runs_below(run.folder)}")
@@ -219,12 +220,6 @@ def _configured(text: str) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _check_output(output: Folder, address: str) -> None:
-    for name, what in (("run.json", "a run"), ("head.json", "a head"), ("validation.json", "a validation")):
-        if (output / name).exists():
-            raise ConfigError(f"output: {address!r} is the folder of {what}; give a folder of its own")
 
 
 def _runs_below(folder: Folder) -> str:

@@ -13,14 +13,15 @@ import torch
 from numpy.typing import NDArray
 
 from ais.backbones import Backbone
-from ais.config import to_yaml
 from ais.embeddings import Key
 from ais.heads import HeadEnsemble, save_head
 from ais.metrics import regression_metrics
 from ais.runs import write_table
+from ais.settings import to_yaml
 from ais.training.curve import training_curve
 from ais.training.fit import FitPlan, FittedHead
 from ais.training.prepare import PreparedTraining, Rows
+from ais.training.splits import Split
 
 _ROWS_PER_PASS = 4096
 _LEAST_FOR_METRICS = 3
@@ -58,10 +59,10 @@ def write_bundle(
     unseen = prepared.cache.load([keys[row] for row in rows.test])
     test = predictions(ensemble, unseen)
     predicted = test.mean(0)
-    held_out, held_out_scores = _held_out_predictions(ensemble, plan)
+    held_out, validated = held_out_mean(predictions(ensemble, plan.cache.load(plan.keys)), plan.splits)
     metrics = {
         "test": agreement(predicted, ratings.scores[rows.test]),
-        "validation": agreement(held_out, held_out_scores),
+        "validation": agreement(held_out, plan.scores[validated]),
         "variants": [
             {
                 "train": len(split.train),
@@ -141,17 +142,17 @@ def repeated(embeddings: NDArray[np.float32], among: NDArray[np.float32]) -> int
     return sum(row.tobytes() in known for row in embeddings)
 
 
-def _held_out_predictions(ensemble: HeadEnsemble, plan: FitPlan) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Predictions and ratings of the images that some head was validated on, each once.
+def held_out_mean(each: NDArray[np.float64], splits: Sequence[Split]) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    """Average the scores ``(K, N)`` of every head over those heads that did not train on the image.
 
-    An image's prediction is the mean of those heads that did not train on it.
+    Returns:
+        the means, and which of the N images they are of: those that some head was validated on.
     """
-    each = predictions(ensemble, plan.cache.load(plan.keys))
     held_out = np.zeros(each.shape, bool)
-    for variant, split in enumerate(plan.splits):
+    for variant, split in enumerate(splits):
         held_out[variant, split.validation] = True
-    chosen = np.flatnonzero(held_out.any(0))
-    return each[:, chosen].mean(0, where=held_out[:, chosen]), plan.scores[chosen]
+    rows = np.flatnonzero(held_out.any(0))
+    return each[:, rows].mean(0, where=held_out[:, rows]), rows
 
 
 def _spread(each: NDArray[np.float64]) -> pa.Array:

@@ -76,7 +76,22 @@ class FittedHead:
     validation_rmse: list[float]
 
 
-def fit_heads(plan: FitPlan, checkpoints: Folder, device: str = "auto") -> list[FittedHead]:
+class _Trainer(TorchTrainer):
+    """Leaves Ctrl-C to Python.
+
+    Ray Train's own handler waits for its controller, for ever where that waits for workers, and ends the process with
+    exit code 0.
+    """
+
+    controller: Any = None
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        self.controller = controller
+
+
+def fit_heads(
+    plan: FitPlan, checkpoints: Folder, device: str = "auto", stall_minutes: float | None = None
+) -> list[FittedHead]:
     """Fit the heads on the cluster that this process has joined.
 
     A worker that dies is replaced, ``fit.max_failures`` times, and the fit goes on from the last checkpoint; so does
@@ -89,9 +104,10 @@ def fit_heads(plan: FitPlan, checkpoints: Folder, device: str = "auto") -> list[
         plan: what to fit.
         checkpoints: folder for them, which all nodes can reach.
         device: ``"cuda"`` gives every worker a GPU, ``"cpu"`` a CPU, ``"auto"`` a GPU where the cluster has any.
+        stall_minutes: without a report of a worker after which to give up; ``None``: never.
 
     Raises:
-        RunError: it failed more often than ``fit.max_failures``, or a head diverged.
+        RunError: it failed more often than ``fit.max_failures``, it stood still, or a head diverged.
     """
     earlier = _furthest(checkpoints / plan.name)
     if earlier is not None:
@@ -103,8 +119,8 @@ def fit_heads(plan: FitPlan, checkpoints: Folder, device: str = "auto") -> list[
     gpus = int(ray.cluster_resources().get("GPU", 0))
     use_gpu = device == "cuda" or (device == "auto" and gpus > 0)
     workers = plan.fit.workers or (max(1, gpus) if use_gpu else 1)
-    with ProgressLines(plan.fit) as progress:
-        trainer = TorchTrainer(
+    with ProgressLines(plan.fit, stall_minutes) as progress:
+        trainer = _Trainer(
             _fit_on_worker,
             train_loop_config={"plan": plan, "earlier": earlier},
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
@@ -123,6 +139,10 @@ def fit_heads(plan: FitPlan, checkpoints: Folder, device: str = "auto") -> list[
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             reason = lines[-1] if lines else type(error).__name__
             raise RunError(f"fitting stopped: {reason}; the same command goes on from the last checkpoint") from error
+        except KeyboardInterrupt:
+            if trainer.controller is not None:
+                ray.kill(trainer.controller)  # and with it the workers, and those it waits for
+            raise
     assert checkpoint is not None, "every head ends with a checkpoint"
     return [_fitted(plan, finished) for finished in _read(checkpoint)["finished"]]
 

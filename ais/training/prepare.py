@@ -21,12 +21,12 @@ from ais.backbones import (
     preprocessing_fingerprint,
     resolve_weights,
 )
-from ais.config import ConfigError, TrainConfig, config_fingerprint
+from ais.config import TrainConfig, config_fingerprint
 from ais.embeddings import EmbeddingCache, Key
-from ais.errors import RunError
+from ais.errors import ConfigError, RunError
 from ais.heads import RECORD_FILE, read_record
 from ais.listing import ListedImage, look_up
-from ais.ratings import Ratings, ratings_fingerprint, read_ratings
+from ais.ratings import Ratings, ratings_fingerprint, read_ratings, with_absolute_addresses
 from ais.runs import write_table
 from ais.storage import Folder, Storage, absolute
 from ais.training.fit import FitPlan
@@ -129,11 +129,8 @@ def prepare_training(config: TrainConfig, spec: BackboneSpec | None = None) -> P
     storage = Storage(**config.storage.model_dump())
     output = absolute(config.output)
     cache_address = absolute(config.cache) if config.cache else posixpath.join(posixpath.dirname(output), "embeddings")
-    source = config.ratings.model_copy(
-        update={"path": absolute(config.ratings.path)}
-        | ({"root": absolute(config.ratings.root)} if config.ratings.root else {})
-    )
-    config = config.model_copy(update={"output": output, "cache": cache_address, "ratings": source})
+    rated = with_absolute_addresses(config.ratings)
+    config = config.model_copy(update={"output": output, "cache": cache_address, "ratings": rated})
     ratings = read_ratings(config.ratings, storage)
     spec = spec or get_spec(config.backbone.name)
     inspect_layer(spec, config.backbone.layer)

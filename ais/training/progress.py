@@ -11,7 +11,7 @@ import ray
 from ray.train import UserCallback
 
 from ais.config import FitConfig
-from ais.progress import Line, duration
+from ais.progress import Line, Standstill, duration
 
 _EVERY_S = 0.5
 
@@ -69,10 +69,21 @@ class ProgressLines:
     """Prints how far the fit is while the block runs, and a line that stays for every head that is finished.
 
     ``callback`` goes to Ray Train.
+
+    Args:
+        fit: how many heads and epochs there are.
+        stall_minutes: the block is left when no worker reported for so long, if it runs in the main thread; ``None``:
+            never.
+
+    Raises:
+        RunError: on leaving the block, if it stood still.
     """
 
-    def __init__(self, fit: FitConfig) -> None:
+    def __init__(self, fit: FitConfig, stall_minutes: float | None = None) -> None:
         self._fit = fit
+        self._standstill = Standstill(stall_minutes)
+        self._seen = 0
+        self._last = "no epoch"
         self._reports: Any = _Reports.remote()  # type: ignore[attr-defined]
         self.callback = _Callback(self._reports)
         self._line = Line()
@@ -92,6 +103,7 @@ class ProgressLines:
         if kind is None or issubclass(kind, Exception):  # not when the process is being ended
             self._print()
         self._line.close()
+        self._standstill.refuse(kind, self._last)
 
     def _watch(self) -> None:
         while not self._stop.wait(_EVERY_S):
@@ -102,10 +114,14 @@ class ProgressLines:
             reports = ray.get(self._reports.take.remote(), timeout=10)
         except ray.exceptions.RayError:  # progress is never a reason to fail
             return
+        self._seen += len(reports)
+        self._standstill.note(self._seen)
         for at, report in reports:
             if isinstance(report, str):
                 self._line.keep(report)
-            elif report["done"]:
+                continue
+            self._last = f"epoch {report['epoch']} of head {report['variant'] + 1}"
+            if report["done"]:
                 self._line.keep(describe(report, self._fit))
                 self._first = None
             else:

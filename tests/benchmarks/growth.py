@@ -133,7 +133,8 @@ def _run_job(cpus: int, given: list[str]) -> int:
 
     import ray
 
-    from ais.config import HeatmapsConfig, load_config
+    from ais.command_line import load_config
+    from ais.config import HeatmapsConfig
     from jobs.heatmaps import run
     from tests.tiny import TINY
 

@@ -29,7 +29,8 @@ from PIL import Image
 from ray.data.block import Block
 
 from ais import Explainer, Explanation, load_backbone, load_head
-from ais.config import HeatmapsConfig, PngSelection, load_config, parse_config, run_job
+from ais.command_line import load_config, run_job
+from ais.config import HeatmapsConfig, PngSelection
 from ais.errors import RunError
 from ais.heads import HeadEnsemble, save_head
 from ais.images import decode_image
@@ -42,6 +43,7 @@ from ais.pipeline.render import Render
 from ais.pipeline.sink import PngShard, PngSink
 from ais.render import fit_within
 from ais.runs import ERRORS_SCHEMA, MANIFEST_SCHEMA, Run, results_schema
+from ais.settings import parse_config
 from ais.storage import Storage
 from jobs.heatmaps import main
 from tests.zoo import ZOO_LIMITS, ZooCase, write_zoo
@@ -690,7 +692,7 @@ def test_a_count_that_is_lost_is_no_work_that_stands_still() -> None:
     with lost as progress:
         time.sleep(3)
         assert progress.pace() is None
-    # The limit is over before the first look, which comes when the counter has started.
+    # The limit is over before the second look.
     stands_still = pytest.raises(RunError, match=r"nothing was finished for 0\.005 minutes, after 0 of 9 images")
     with stands_still, Progress("images", 9, stall_minutes=0.005):
         time.sleep(60)

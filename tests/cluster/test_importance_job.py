@@ -13,14 +13,13 @@ from PIL import Image
 
 import tests.tiny  # noqa: F401 - registers the backbone
 from ais import Explainer, RegressionHead, load_backbone, load_head
-from ais.config import ComputeConfig, ConfigError, ImportanceConfig, RatingsConfig
-from ais.errors import RatingsError, RunError
+from ais.config import AblatingComputeConfig, ImportanceConfig, OptionalRatingsConfig, RatingsConfig
+from ais.errors import ConfigError, ImportanceError, RatingsError, RunError, SimilarityError
 from ais.images import decode_image
-from ais.importance import ImportanceError, load_importance, load_importance_by_image
+from ais.importance import load_importance, load_importance_by_image
 from ais.importance.general import general_similarities
 from ais.importance.jackknife import agreement_interval, jackknifed_ais
 from ais.importance.similarity import (
-    SimilarityError,
     collective_ais_reference,
     individual_ais_reference,
     similarity_of,
@@ -69,11 +68,11 @@ def bundle(folder: Path, head: Path, tmp_path_factory: pytest.TempPathFactory, l
 def error_config(folder: Path, head: Path, output: Path, actors: int) -> ImportanceConfig:
     return ImportanceConfig(
         objective="error",
-        ratings=str(folder / "ratings.csv"),
+        ratings=OptionalRatingsConfig(path=str(folder / "ratings.csv")),
         head=str(head),
         held_out=False,  # it was never fitted
         output=str(output),
-        compute=ComputeConfig(scoring_actors=actors, batch_size=4),
+        compute=AblatingComputeConfig(scoring_actors=actors, batch_size=4),
     )
 
 
@@ -123,7 +122,7 @@ class TestError:
         """Those of its test split, unless told otherwise; measured worst error 3e-8, as above."""
         tested = [n for n in range(3, 30, 2) if n != 7]
         split = with_test_split(head, tmp_path / "head", tested)
-        argv = ["objective=error", f"ratings={folder}/ratings.csv", f"head={split}", f"output={tmp_path}/out"]
+        argv = ["objective=error", f"ratings.path={folder}/ratings.csv", f"head={split}", f"output={tmp_path}/out"]
         assert importance.main([*argv, "max_error_share=0"]) == 0  # the broken one is not among them
         assert "images      13 of the head's test split" in capsys.readouterr().out
         document = json.loads((tmp_path / "out" / "importance.json").read_bytes())
@@ -316,7 +315,7 @@ def with_test_split(head: Path, copy: Path, tested: list[int], **details: object
 
 
 def test_errors_are_measured_on_images_that_the_head_has_not_seen(folder, head, tmp_path, capsys) -> None:
-    argv = ["objective=error", f"ratings={folder}/ratings.csv", f"output={tmp_path}/out"]
+    argv = ["objective=error", f"ratings.path={folder}/ratings.csv", f"output={tmp_path}/out"]
     with pytest.raises(RatingsError, match=r"has no predictions.parquet.*held_out=false"):
         importance.main([*argv, f"head={head}"])
     few = with_test_split(head, tmp_path / "few", [1, 2, 3])
@@ -333,7 +332,7 @@ def test_keys_that_do_not_go_together_are_refused() -> None:
     for argv, message in (
         (["objective=prediction", "output=o", "head=h", "images=i", "held_out=false"], "held_out.*false has no use"),
         (["objective=error", "output=o", "head=h"], "ratings.*required with objective=error"),
-        (["objective=error", "output=o", "head=h", "ratings=r", "images=i"], "no use with objective=error"),
+        (["objective=error", "output=o", "head=h", "ratings.path=r", "images=i"], "no use with objective=error"),
         (["objective=similarity", "output=o", "matrix=m.npy"], r"backbone.name.*required"),
         (["objective=beauty", "output=o"], "prediction"),
     ):

@@ -32,7 +32,7 @@ PATIENCE_S = 400
 COMMAND = """
 import sys
 import tests.tiny
-from ais.config import run_job
+from ais.command_line import run_job
 from jobs.heatmaps import main
 if cpus := int(sys.argv.pop(1)):
     import ray

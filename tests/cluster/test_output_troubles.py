@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ais.config import HeatmapsConfig, load_config
+from ais.command_line import load_config
+from ais.config import HeatmapsConfig
 from ais.pipeline.prepare import prepare_heatmaps
 from ais.verification import verify
 from jobs.heatmaps import main

@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 import ais
-from ais.config import load_config
+from ais.command_line import load_config
 from ais.planted import PlantedSpec, make_planted
 from tests import tiny  # noqa: F401 - registers the backbone
 

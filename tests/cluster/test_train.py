@@ -127,6 +127,17 @@ def test_what_a_killed_start_left_half_written(
     assert running.exists()
 
 
+def test_a_fit_that_waits_in_vain_ends(cache: EmbeddingCache, tmp_path: Path) -> None:
+    """A hundred workers, of which each needs a CPU that never comes; then the same plan goes on with what there is."""
+    folder = Storage().open(str(tmp_path))
+    started = time.monotonic()
+    with pytest.raises(RunError, match=r"nothing was finished for 0\.1 minutes, after no epoch: see `ray status`"):
+        fit_heads(make_plan(cache, "vain", workers=100, epochs=3), folder, "cpu", stall_minutes=0.1)
+    assert time.monotonic() - started < 60
+    heads = fit_heads(make_plan(cache, "vain", workers=1, epochs=3), folder, "cpu", stall_minutes=10)
+    assert [len(head.validation_rmse) for head in heads] == [3, 3]
+
+
 def train_workers() -> list[int]:
     """Ids of Ray Train's workers below this process, and of no other Ray on this machine."""
     return [pid for pid, title in descendants(os.getpid()).items() if "RayTrainWorker" in title]
@@ -286,22 +297,40 @@ def test_one_start_at_a_time_writes_a_bundle(photos: Path, tmp_path: Path) -> No
     assert not list(tmp_path.glob("head/*"))
 
 
-def test_killed_driver(photos: Path, bundle: Path, tmp_path: Path) -> None:
-    script = "import tests.tiny; from ais.config import run_job; from jobs.train import main; run_job(main)"
-    given = arguments(photos, tmp_path / "head", "fit.checkpoint_every=3")
+def ended(given: list[str], checkpoints: Path, number: signal.Signals) -> int:
+    """Exit code of the job in a process of its own, with a Ray of its own, sent a signal while it fits."""
+    script = "import tests.tiny; from ais.command_line import run_job; from jobs.train import main; run_job(main)"
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as ray_folder:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         environment |= {"RAY_TMPDIR": ray_folder, "RAY_ADDRESS": "local"}
         root = Path(__file__).parents[2]
-        with subprocess.Popen([sys.executable, "-c", script, *given], cwd=root, env=environment) as driver:
-            wait_for(lambda: any(tmp_path.glob("head/.train/*/*/checkpoint_*/state.pt")))
+        # A shell that starts the tests in the background lets them, and so the job, ignore Ctrl-C.
+        taken = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+        command = [sys.executable, "-c", script, *given]
+        with subprocess.Popen(command, cwd=root, env=environment, preexec_fn=taken) as driver:
+            wait_for(lambda: any(checkpoints.glob("*/*/checkpoint_*/state.pt")))
             family = descendants(driver.pid)
-            driver.kill()
+            driver.send_signal(number)
+            code = driver.wait(60)
         # Ray ends some time after its driver; until then it would take time from the tests to come.
         alive = descendants(1)
         for pid in family:
             if alive.get(pid) == family[pid]:
                 os.kill(pid, signal.SIGKILL)
+    return code
+
+
+def test_ctrl_c(photos: Path, tmp_path: Path) -> None:
+    """Ray Train's own handler would end the job with exit code 0, as if the head were there."""
+    without_end = ["fit.epochs=1000000", "fit.patience=1000000", "fit.checkpoint_every=3"]
+    given = [*(each for each in arguments(photos, tmp_path / "head") if not each.startswith("fit.ep")), *without_end]
+    assert ended(given, tmp_path / "head" / ".train", signal.SIGINT) == 130
+    assert not (tmp_path / "head" / "head.json").exists()
+
+
+def test_killed_driver(photos: Path, bundle: Path, tmp_path: Path) -> None:
+    given = arguments(photos, tmp_path / "head", "fit.checkpoint_every=3")
+    assert ended(given, tmp_path / "head" / ".train", signal.SIGKILL) == -signal.SIGKILL
     assert not (tmp_path / "head" / "head.json").exists()
     assert main(given) == 0
     assert (tmp_path / "head" / "head.safetensors").read_bytes() == (bundle / "head.safetensors").read_bytes()

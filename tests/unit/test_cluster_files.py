@@ -22,6 +22,7 @@ from ais.backbones import load_backbone
 from ais.heads import HeadEnsemble, RegressionHead, save_head
 from ais.pipeline.cluster import MAX_CPUS_LABEL, MAX_GPUS_LABEL
 from ais.pipeline.metrics import metrics
+from ais.settings import parse_config
 from cluster import submit
 from cluster.kuberay.validate import pod_problems, problems
 from tests.tiny import TINY
@@ -238,7 +239,7 @@ def test_every_command_is_one_that_there_is(command: str, monkeypatch: pytest.Mo
         file = submit.config_of(words)
         model = MODELS.get(Path(words[0]).stem)
         if model is not None:
-            configs.parse_config(model, file.read_text() if file else "", overrides)
+            parse_config(model, file.read_text() if file else "", overrides)
 
 
 @pytest.mark.parametrize("command", [command for command in commands() if "--config configs/" in command])

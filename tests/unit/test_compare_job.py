@@ -15,12 +15,14 @@ from PIL import Image
 from scipy.ndimage import map_coordinates
 
 from ais.agreement import METRICS, agreement
+from ais.command_line import load_config
 from ais.comparison import mean_agreement
-from ais.config import CompareConfig, load_config, parse_config, to_yaml
+from ais.config import CompareConfig
 from ais.errors import ConfigError, RunError, StorageError
 from ais.images import Geometry
 from ais.listing import ListedImage
 from ais.runs import Run, results_schema, write_table
+from ais.settings import parse_config, to_yaml
 from ais.storage import Storage
 from jobs.compare import main
 
@@ -355,7 +357,7 @@ class TestRefused:
     def test_the_folder_of_a_run_as_output(self, tmp_path: Path, first: str) -> None:
         second = write_run(tmp_path, "second", rows_of(random_heatmaps(1)))
         with pytest.raises(
-            ConfigError, match=r"output: .*runs/second' is the folder of a run; give a folder of its own"
+            ConfigError, match=r"output: .*runs/second' holds a run of jobs/heatmaps.py; give another output"
         ):
             main([f"runs=[{first},{second}]", f"output={second}"])
         assert json.loads((Path(second) / "summary.json").read_text())["run_id"] == "second"

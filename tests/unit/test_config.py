@@ -14,30 +14,32 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from ais.command_line import load_config, run_job
 from ais.config import (
     BackboneOverrides,
     DemoConfig,
     FitConfig,
     HeatmapsConfig,
+    ImportanceConfig,
     PngSelection,
     TrainConfig,
-    _keys,
+    ValidateConfig,
     config_fingerprint,
-    load_config,
-    parse_config,
-    run_job,
-    to_yaml,
 )
 from ais.errors import (
     ConfigError,
     HeadError,
+    ImportanceError,
     LeaseLostError,
     LockedError,
     RatingsError,
     RunError,
+    SimilarityError,
     StorageError,
     TerminatedInterrupt,
+    WeightsError,
 )
+from ais.settings import keys_of, parse_config, to_yaml
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 HEATMAPS = ["images=photos", "output=out", "head=heads/first"]
@@ -221,6 +223,29 @@ def test_values_that_do_not_go_together(overrides, expected):
     assert problems(TrainConfig, "", [*TRAIN, *overrides]) == [expected]
 
 
+def test_what_a_job_does_not_do_it_has_no_key_for():
+    """Training and importance run in float32: a precision that is taken and ignored would be a lie."""
+    importance = ["objective=prediction", "images=i", "head=h", "output=o"]
+    for model, overrides, key in (
+        (TrainConfig, TRAIN, "compute.precision=bfloat16"),
+        (TrainConfig, TRAIN, "compute.compile=true"),
+        (TrainConfig, TRAIN, "compute.chunk=8"),
+        (ImportanceConfig, importance, "compute.precision=bfloat16"),
+        (ImportanceConfig, importance, "compute.compile=true"),
+    ):
+        (line,) = problems(model, "", [*overrides, key])
+        assert re.match(rf"{key.partition('=')[0]}: unknown key; .*\(command line\)", line)
+    assert parse_config(ImportanceConfig, "", [*importance, "compute.chunk=8"]).compute.chunk == 8
+
+
+def test_a_protocol_of_fewer_images_than_its_folds_need():
+    validate = ["ratings.path=r.csv", "head=h", "output=o", "protocol_images=14"]
+    assert problems(ValidateConfig, "", validate) == [
+        "protocol_images: 14 are too few for folds=5; at least 15 (command line)"
+    ]
+    assert parse_config(ValidateConfig, "", [*validate, "folds=4"]).folds == 4
+
+
 def test_a_conflict_names_both_origins():
     text = "backbone: {weights: random, seed: 1}"
     line = problems(TrainConfig, text, [*TRAIN, "backbone.weights=published"])[0]
@@ -374,7 +399,7 @@ def test_help_fits_a_screen_and_leads_with_an_example_that_works(job, capsys, mo
     example = shlex.split(text[: text.index("Usage:")].replace("\\\n", " "))[3:]
     model = config_of(JOBS[job])
     parse_config(model, "", example)
-    for name, key in _keys(model).items():
+    for name, key in keys_of(model).items():
         section = name.rpartition(".")[0]
         assert re.search(rf"^  {re.escape(name)} ", text, re.MULTILINE) or (
             not key.is_required and re.search(rf"\b{section}\.\*", text)
@@ -458,6 +483,9 @@ def test_fingerprint():
         (ConfigError("fit.seed: wrong"), 2, "error: fit.seed: wrong\n"),
         (HeadError("'nohead' is no head bundle"), 2, "error: 'nohead' is no head bundle\n"),
         (RatingsError("all ratings are 1"), 2, "error: all ratings are 1\n"),
+        (WeightsError("'a.pth' is not a file"), 2, "error: 'a.pth' is not a file\n"),
+        (SimilarityError("the matrix is not square"), 2, "error: the matrix is not square\n"),
+        (ImportanceError("'out' is of another head"), 2, "error: 'out' is of another head\n"),
         (StorageError("'s3://b' cannot be read"), 1, "error: 's3://b' cannot be read\n"),
         (RunError("an image is missing"), 1, "error: an image is missing\n"),
         (LeaseLostError("taken over"), 3, "error: taken over\n"),
@@ -521,5 +549,5 @@ def test_examples_load(path):
 
 def test_import_is_light():
     heavy = "sorted({'torch', 'ray', 'numpy', 'fsspec', 'pyarrow'} & set(sys.modules))"
-    code = f"import sys, ais.config; print({heavy})"
+    code = f"import sys, ais.command_line; print({heavy})"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

@@ -69,3 +69,27 @@ def test_the_command_says_what_is_measured_and_what_is_assumed(capsys: pytest.Ca
     text = capsys.readouterr().out
     assert "5,000,000" in text
     assert "ASSUMED" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--images 0", "above zero"),
+        ("--images 1e6 -5", "below zero"),
+        ("--images nan", "below zero or without end"),
+        ("--gpus 0", "0 is below 1"),
+        ("--gpus 1.5", "1.5"),
+        ("--gpu-share 0", "above zero"),
+        ("--pictures -0.1", "below zero"),
+    ],
+)
+def test_impossible_numbers_are_refused(arguments: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments.split())
+    assert caught.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_prices_need_not_be_whole_and_may_be_zero(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--images", "1e6", "--storage-price", "20.5", "--gpu-price", "0"]) == 0
+    assert "$ GPU nodes                               0.00\n" in capsys.readouterr().out

@@ -11,11 +11,12 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from ais.config import ConvertConfig, RatingsConfig, parse_config
+from ais.config import ConvertConfig, RatingsConfig
 from ais.datasets import Compared, Rated, read_dataset
 from ais.errors import AisError, ConfigError, DatasetError
 from ais.importance.matrix import read_matrix
 from ais.ratings import read_ratings
+from ais.settings import parse_config
 from ais.storage import Storage
 from jobs.convert import main
 

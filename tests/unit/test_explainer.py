@@ -263,6 +263,14 @@ def test_trained_bundle_is_loaded_and_others_refused(
         Explainer(load_backbone("tiny", weights="random", seed=9), loaded)
 
 
+def test_the_callers_head_stays_as_it_is(backbone: Backbone, arrays: list[np.ndarray]) -> None:
+    head = RegressionHead(backbone.embedding_size, hidden=8, dropout=0.5).train()
+    explainer = Explainer(backbone, head)
+    assert head.dropout.training
+    assert not explainer.head.training
+    assert torch.equal(explainer.score(arrays), explainer.score(arrays)), "without dropout"
+
+
 def test_no_images(backbone: Backbone) -> None:
     explainer = Explainer(backbone, head_with(0))
     assert explainer.score([]).shape == (0,)

@@ -145,6 +145,17 @@ def test_pixels_that_the_model_did_not_see_are_nan() -> None:
     np.testing.assert_allclose(placed[:, 10:30], 1, rtol=0, atol=1e-6)
 
 
+def test_what_the_model_saw_of_a_panorama_is_shown_however_thin() -> None:
+    """A centre crop of 20 × 10,000 pixels, in a picture of 512: all that was seen is 1.024 pixels wide."""
+    for left in (4990.0, 0.0, 9980.0, 4985.3):
+        seen = np.array([left, 0, left + 20, 20], np.float32)
+        placed = place_on_image(np.ones((7, 7), np.float32), seen, (20, 10_000), (1, 512))
+        assert 1 <= np.isfinite(placed).sum() <= 2
+    narrow = np.array([4991, 0, 4999, 20], np.float32)  # between two of the picture's columns
+    placed = place_on_image(np.ones((7, 7), np.float32), narrow, (20, 10_000), (1, 512))
+    assert np.flatnonzero(np.isfinite(placed[0])).tolist() == [255]
+
+
 @pytest.mark.parametrize("cell", [(0, 0), (2, 5), (6, 6), (6, 0)])
 @pytest.mark.parametrize("size", [(300, 500), (500, 300), (224, 224)])
 def test_cell_lands_where_the_crop_took_it_from(cell: tuple[int, int], size: tuple[int, int]) -> None:

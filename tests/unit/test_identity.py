@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from ais.backbones import load_backbone
-from ais.config import HeatmapsConfig, load_config
+from ais.command_line import load_config
+from ais.config import HeatmapsConfig
 from ais.errors import ConfigError
 from ais.heads import HeadEnsemble, RegressionHead, read_record, save_head
 from ais.importance import ImportanceRecord, save_importance

@@ -20,7 +20,7 @@ def test_the_library_needs_no_ray() -> None:
 
 
 def test_import_ais_alone_is_light() -> None:
-    assert not loaded("import ais, ais.config") & {"ray", "torch", "pyarrow"}
+    assert not loaded("import ais, ais.command_line") & {"ray", "torch", "pyarrow"}
 
 
 def test_what_reads_renders_and_writes_does_not_wait_for_torch() -> None:

@@ -108,12 +108,22 @@ def test_signed_maps_have_another_legend(explanation):
     assert signed.show().image.tobytes() != explanation.show().image.tobytes()
 
 
+def test_the_legend_of_one_importance_for_all_images_says_nothing_of_scores(explanation):
+    """It may be of errors or of agreement with people; the heatmaps are the same in both pictures."""
+    signed = replace(explanation, weighting="signed")
+    given = replace(signed, ablated_scores=None)
+    of_scores, of_importance = (np.asarray(shown.show().image).astype(int) for shown in (signed, given))
+    changed = np.flatnonzero(np.abs(of_scores - of_importance).max((1, 2)))
+    assert len(changed)
+    assert changed.min() > ROW_TOP + 150 + 8 + 22 + 256, "below the pictures"
+
+
 def test_it_needs_neither_a_plotting_library_nor_a_notebook():
     script = (
         "import sys, numpy as np, ais.picture as p\n"
         "e = p.Explained(np.zeros((9, 9, 3), np.uint8), 1.0, float('nan'), np.ones((2, 2), np.float32), "
         "np.array([0., 0, 9, 9]), np.array([0., 0, 9, 9]))\n"
-        "p.draw([e], 'positive', 'x', untrained=False, side=32)._repr_html_()\n"
+        "p.draw([e], 'positive', 'x', own=True, untrained=False, side=32)._repr_html_()\n"
         "sys.exit(any(name in sys.modules for name in ('torch', 'ray', 'matplotlib', 'IPython')))"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -125,3 +125,43 @@ def test_an_epoch_in_a_line():
     )
     stopped = describe({**metrics, "variant": 0, "done": True}, FitConfig(), 30)
     assert stopped == "epoch 75/300 · validation RMSE 0.2134 (best 0.2 at 61) · stopped early"
+
+
+STANDSTILL = """
+import signal, sys, threading, time
+if "ignored" in sys.argv:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+from ais.errors import RunError
+from ais.progress import Standstill
+before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGUSR1)
+still = Standstill(0.002)
+stop = threading.Event()
+def watch():
+    seen = 0
+    while not stop.wait(0.01):
+        seen = min(seen + 1, 20)
+        still.note(seen)
+thread = threading.Thread(target=watch)
+thread.start()
+started = time.monotonic()
+try:
+    time.sleep(60)
+except KeyboardInterrupt as interrupt:
+    stop.set()
+    thread.join()
+    try:
+        still.refuse(type(interrupt), "2 of 9 images")
+    except RunError as error:
+        print(error)
+assert 0.3 < time.monotonic() - started < 30
+assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGUSR1)) == before
+"""
+
+
+@pytest.mark.parametrize("sigint", ["taken", "ignored"])
+def test_what_stands_still_is_ended_where_a_script_started_it_in_the_background_too(sigint: str) -> None:
+    """A shell without job control lets what it starts with & ignore Ctrl-C, and so whatever it starts in turn."""
+    command = [sys.executable, "-c", STANDSTILL, sigint]
+    made = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.startswith("nothing was finished for 0.002 minutes, after 2 of 9 images: see `ray status`")

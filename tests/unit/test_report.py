@@ -22,12 +22,13 @@ import pyarrow.parquet as pq
 import pytest
 from py_mini_racer import MiniRacer
 
-from ais.config import ReportConfig, parse_config
+from ais.config import ReportConfig
 from ais.errors import AisError, ConfigError, RunError
 from ais.listing import ListedImage
 from ais.report import open_sources
 from ais.report.meaning import meaning_of
 from ais.report.versions import Versions
+from ais.settings import parse_config
 from ais.storage import Storage
 from jobs.report import main
 from tests import report_site
@@ -394,7 +395,7 @@ def test_what_does_not_belong_is_refused(tmp_path: Path) -> None:
     for keys, said in {
         (f"run={tmp_path}", f"output={tmp_path}/o"): rf"run: .* holds no run .*did you mean '{run}'",
         (f"run={tmp_path}/photos", f"output={tmp_path}/o"): "OUTPUT/runs/RUN_ID",
-        (f"run={run}", f"output={run}"): "output: .* is the folder of a run",
+        (f"run={run}", f"output={run}"): "output: .* holds a run of jobs/heatmaps.py",
         (f"run={run}", f"output={tmp_path}/o", f"head={head}"): "head: the run was made with the head aaaa.*cccc",
         (f"run={run}", f"output={tmp_path}/o", f"head={tmp_path}/none"): "not a head bundle: it has no head.json",
         (f"run={run}", f"output={tmp_path}/o", f"validation={tmp_path}/broken"): "not a JSON object",

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from ais.config import HeatmapsConfig, TrainConfig, load_config
+from ais.command_line import load_config
+from ais.config import HeatmapsConfig, TrainConfig
 from ais.decoding import Decoding
 from ais.images import Geometry, Limits
 

@@ -22,7 +22,8 @@ import torch
 import ais.pipeline.score_job as job
 import ais.scoring.series
 from ais.backbones import load_backbone
-from ais.config import ScoreConfig, load_config
+from ais.command_line import load_config
+from ais.config import ScoreConfig
 from ais.heads import HeadEnsemble, RegressionHead, save_head
 from ais.pipeline.heatmaps import HeatmapPlan, Work
 from ais.runs import ERRORS_SCHEMA, Run, results_schema, write_table

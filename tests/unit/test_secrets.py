@@ -5,10 +5,11 @@ import pickle
 
 import pytest
 
-from ais.config import HeatmapsConfig, parse_config, to_yaml
+from ais.config import HeatmapsConfig
 from ais.errors import ConfigError, StorageError
 from ais.pipeline.credentials import adopt, worker_setup
 from ais.secrets import redact, secret_in
+from ais.settings import parse_config, to_yaml
 from ais.storage import Storage
 
 SECRET = "wJalrXUtnFEMI/K7MDENG+bPxRfiCY"

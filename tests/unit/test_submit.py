@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from ray.job_submission import JobStatus
 
-from ais.config import HeatmapsConfig, TrainConfig, load_config
+from ais.command_line import load_config
+from ais.config import HeatmapsConfig, TrainConfig
 from ais.errors import ConfigError
 from cluster import submit
 from cluster.submit import Submitter, Unreachable

@@ -10,7 +10,7 @@ from ais.config import FitConfig, HeadConfig
 from ais.errors import RatingsError
 from ais.heads import RegressionHead
 from ais.ratings import Ratings
-from ais.training.bundle import repeated
+from ais.training.bundle import held_out_mean, repeated
 from ais.training.splits import Split, draw_test_split, variant_splits
 from ais.training.standardisation import Standardisation
 from ais.training.variant import VariantFit
@@ -77,6 +77,14 @@ def test_the_same_picture_under_another_name_is_counted() -> None:
     again = np.concatenate([embeddings[[4, 1, 1]], embeddings[[0]] + 1])
     assert repeated(again, embeddings) == 3
     assert repeated(embeddings, embeddings[:0]) == 0
+
+
+def test_heads_that_trained_on_an_image_have_no_say_in_its_held_out_prediction() -> None:
+    each = np.array([[1.0, 2.0, 3.0, 4.0, 5.0], [10.0, 20.0, 30.0, 40.0, 50.0]])
+    rows = np.arange(5)
+    values, chosen = held_out_mean(each, [Split(rows[:3], rows[3:]), Split(rows[[0, 1, 4]], rows[2:4])])
+    assert chosen.tolist() == [2, 3, 4], "of the others every head has seen the rating"
+    assert values.tolist() == [30, 22, 5]
 
 
 def test_standardisation_uses_the_given_rows_only_and_floors_dead_channels() -> None:

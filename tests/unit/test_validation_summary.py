@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from ais.config import ValidateDemoConfig, load_config
+from ais.command_line import load_config
+from ais.config import ValidateDemoConfig
 from ais.validation.summary import summarise
 from jobs import validate_demo
 
