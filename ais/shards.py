@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ais.errors import DamagedError, RunError
-from ais.storage import Folder, tried
+from ais.storage import Folder, reading, tried
 
 _ROW_GROUP = 4096  # what a reader has to fetch to see a few rows
 _MARK = b"AIS-SEAL"
@@ -103,14 +103,16 @@ def read_ids(shard: Folder, name: str = "image_id") -> tuple[np.ndarray, dict[st
 
     Raises:
         RunError: the file is not whole; nothing here writes such a file, so it was damaged later.
+        StorageError: it cannot be read, for now.
     """
-    try:
-        table = tried(lambda: _columns(shard, [name]))
-    except (pa.ArrowInvalid, KeyError) as error:
-        raise RunError(
-            f"{shard.address!r} cannot be read: {error}; it was damaged: delete it, and start the same command again "
-            "(repair=true of jobs/heatmaps.py does that with all that is damaged)"
-        ) from error
+    with reading(shard):
+        try:
+            table = tried(lambda: _columns(shard, [name]))
+        except (pa.ArrowInvalid, KeyError) as error:
+            raise RunError(
+                f"{shard.address!r} cannot be read: {error}; it was damaged: delete it, and start the same command "
+                "again (repair=true of jobs/heatmaps.py does that with all that is damaged)"
+            ) from error
     metadata = table.schema.metadata or {}
     return table[name].to_numpy(), {key.decode(): value.decode() for key, value in metadata.items()}
 

@@ -88,6 +88,7 @@ class Storage:
                 "retries": {"total_max_attempts": _BOTOCORE_TRIES, "mode": "standard"},
                 "connect_timeout": _CONNECT_TIMEOUT_S,
                 "read_timeout": _READ_TIMEOUT_S,
+                **self._checksums(),
             },
         }
         if self.endpoint_url:
@@ -95,6 +96,16 @@ class Storage:
         if self.profile:
             options["profile"] = self.profile
         return options
+
+    def _checksums(self) -> dict[str, str]:
+        """Botocore's checksums, only where S3 itself requires them, for servers other than AWS.
+
+        Some do not know those of requests, and rclone's answers a range with the checksum of the whole object. The
+        variables ``AWS_REQUEST_CHECKSUM_CALCULATION`` and ``AWS_RESPONSE_CHECKSUM_VALIDATION`` say otherwise.
+        """
+        others = self.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        kinds = ("request_checksum_calculation", "response_checksum_validation")
+        return {kind: "when_required" for kind in kinds if others and f"AWS_{kind.upper()}" not in os.environ}
 
     def for_threads(self, threads: int) -> Storage:
         """The same, with a connection at least for each of so many threads of a process."""
@@ -269,6 +280,8 @@ class Folder:
         async def read() -> bytes:
             answer = await self.filesystem._call_s3("get_object", Bucket=bucket, Key=key, **condition)
             async with answer["Body"] as body:
+                if (found := str(answer.get("ETag", "")).strip('"')) != etag:  # some servers ignore the condition
+                    raise ChangedError(f"its etag is no longer {etag} but {found or 'none'}")
                 return bytes(await body.read())
 
         try:

@@ -62,10 +62,14 @@ class Server:
 
 
 class S3Server(Server):
-    """Moto's S3, empty."""
+    """An S3 server, empty: moto's, or another's.
 
-    def __init__(self) -> None:
-        super().__init__("tests.s3.server")
+    Args:
+        module: that serves it.
+    """
+
+    def __init__(self, module: str = "tests.s3.server") -> None:
+        super().__init__(module)
         self.client = client(self.endpoint_url)
 
     def create_bucket(self, name: str) -> str:
