@@ -111,7 +111,7 @@ class Decoding:
             image, (width, height), step = decode_scaled(data, self.limits, needed)
             pixels, box = self.geometry.apply(image)
             box *= step
-            shown = fit_within(np.asarray(image), self.max_side) if picture else None
+            shown = fit_within(image, self.max_side) if picture else None
         except MemoryError as error:
             raise ImageError("decode", DecodeReason.OUT_OF_MEMORY, "not enough memory to decode the image") from error
         return Decoded(width, height, pixels, box, shown)

@@ -36,6 +36,7 @@ def run(config: ValidateConfig, *, dry_run: bool = False) -> int:
 
 
 def _run(stages: ModuleType, config: ValidateConfig, dry_run: bool) -> int:
+    from ais.memory import keep_freed_memory
     from ais.outputs import check_output
 
     prepared = stages.prepare_validation(config)
@@ -44,6 +45,7 @@ def _run(stages: ModuleType, config: ValidateConfig, dry_run: bool) -> int:
     if dry_run:
         print(f"\n{to_yaml(prepared.config)}")
         return 0
+    keep_freed_memory()
     sample = stages.read_sample(prepared)
     findings = stages.measure(prepared, sample)
     print(stages.write_validation(prepared, sample, findings))

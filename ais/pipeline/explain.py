@@ -16,6 +16,7 @@ from ais.backbones import Backbone, BackboneSpec, load_backbone
 from ais.errors import WeightsError
 from ais.explainer import Explainer
 from ais.heads import HeadSource
+from ais.memory import keep_freed_memory
 from ais.pipeline.columns import pack, replace, unpack
 from ais.storage import Storage
 
@@ -75,6 +76,17 @@ def choose_device(device: str) -> str:
     return device
 
 
+def set_up_process(threads: int | None) -> None:
+    """Make a worker's process ready to run a network on a CPU.
+
+    Args:
+        threads: of torch; ``None`` where a GPU does the work.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+        keep_freed_memory()
+
+
 class Score:
     """Callable stage: table with ``pixels`` → ``score`` and ``score_std`` instead.
 
@@ -104,8 +116,7 @@ class Score:
         compile_trunk: bool = False,
         **options: Any,
     ) -> None:
-        if threads is not None:
-            torch.set_num_threads(threads)
+        set_up_process(threads)
         self._device = choose_device(device)
         backbone = source.load(self._device)
         if compile_trunk:

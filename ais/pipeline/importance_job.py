@@ -31,7 +31,7 @@ from ais.importance.similarity import (
 from ais.listing import ListedImage, list_images
 from ais.pipeline.cluster import Pools, cluster_pools
 from ais.pipeline.columns import unpack
-from ais.pipeline.explain import choose_device
+from ais.pipeline.explain import choose_device, set_up_process
 from ais.pipeline.fetch import FetchDecode, listing_table
 from ais.pipeline.importance import coordinates_over, effects_over
 from ais.pipeline.prepare import Model, resolve_model, storage_of, versions
@@ -293,8 +293,7 @@ def _similarity(prepared: PreparedImportance) -> ImportanceResult:
 
 def _general_similarity(prepared: PreparedImportance, pools: Pools, counter: Any) -> tuple[np.ndarray, JackknifedAIS]:
     """Similarity AIS of a tail that mixes maps, in one task; runs on a worker."""
-    if pools.scoring_threads is not None:
-        torch.set_num_threads(pools.scoring_threads)
+    set_up_process(pools.scoring_threads)
     config, source = prepared.config, prepared.model.source
     device = choose_device(config.compute.device)
     backbone = source.load(device)

@@ -13,7 +13,7 @@ import torch
 
 from ais.explainer import geometry_of
 from ais.pipeline.columns import pack, replace, unpack
-from ais.pipeline.explain import BackboneSource, choose_device
+from ais.pipeline.explain import BackboneSource, choose_device, set_up_process
 
 
 class NetworkStage:
@@ -30,8 +30,7 @@ class NetworkStage:
     def __init__(
         self, source: BackboneSource, preprocessing: str, device: str, threads: int | None, progress: Any
     ) -> None:
-        if threads is not None:
-            torch.set_num_threads(threads)
+        set_up_process(threads)
         self.device = choose_device(device)
         self.backbone = source.load(self.device)
         self.side = geometry_of(self.backbone.spec, preprocessing).input_size

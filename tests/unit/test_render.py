@@ -151,6 +151,17 @@ def test_fit_within_does_not_alias():
     assert np.abs(fit_within(stripes, 16).astype(int) - 127.5).max() < 15
 
 
+def test_fit_within_is_nearly_that_of_all_pixels():
+    noise = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    smooth = Image.fromarray(noise).resize((1500, 1000), Image.Resampling.BICUBIC)
+    exact = np.asarray(smooth.resize((300, 200), Image.Resampling.LANCZOS)).astype(int)
+    shown = fit_within(smooth, 300)
+    assert np.abs(shown - exact).max() <= 3
+    assert np.abs(shown - exact).mean() < 0.5
+    np.testing.assert_array_equal(fit_within(np.asarray(smooth), 300), shown)
+    np.testing.assert_array_equal(fit_within(smooth, 1500), np.asarray(smooth))
+
+
 def test_rendering_needs_neither_torch_nor_pyplot():
     program = (
         "import sys, numpy as np; from ais.render import colorize; colorize(np.zeros((2, 2), np.float32), 'signed');"
