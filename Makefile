@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.set-up
 PYTEST := $(BIN)/python -m pytest
+# In the order of names: xdist's own, by number of tests, leaves files of few long ones for the end.
+TWO_FILES := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup demo validate-demo test check format bench chaos gpu-bench gpu-test browser-test clean
 
@@ -26,8 +28,8 @@ validate-demo: $(SETUP) ## are heatmaps true? planted images, three backbones, t
 	$(BIN)/python jobs/validate_demo.py --config configs/validate-demo.yaml
 
 test: $(SETUP) ## all tests that need no GPU and no network (at most 15 minutes on 2 cores)
-	$(PYTEST) -n 2 --dist loadfile tests/unit
-	$(PYTEST) -n 2 --dist loadfile tests/cluster tests/s3
+	$(PYTEST) $(TWO_FILES) tests/unit
+	$(PYTEST) $(TWO_FILES) tests/cluster tests/s3
 
 check: $(SETUP) ## ruff, types, import rules
 	$(BIN)/ruff check .
