@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from jobs import compare, convert, heatmaps, importance, report, score, train, validate
+from tests import tiny  # noqa: F401 - registers the backbone
 from tests.s3.proxy import Faults, FaultyProxy
 from tests.s3.server import SECRET_KEY, S3Server
 
@@ -63,7 +64,7 @@ def test_every_job(bucket: str, s3: S3Server, tmp_path: Path, monkeypatch: pytes
     table = [f"ratings.path={bucket}/ratings.csv", "ratings.image_column=picture", "ratings.score_column=beauty"]
     first = f"head={bucket}/heads/first"
     with proxy:
-        tiny = ["backbone.name=tiny", "backbone.weights=random", "backbone.seed=3"]
+        untrained = ["backbone.name=tiny", "backbone.weights=random", "backbone.seed=3"]
         fit = ["fit.test_share=0.5", "fit.epochs=60", "fit.learning_rate=0.02", "head.hidden=16"]
         converted = [f"source={bucket}/koniq10k", f"images={bucket}/rated", f"output={bucket}/converted.csv"]
         runs = [f"images={bucket}/rated", f"output={bucket}/out", first]
@@ -72,16 +73,19 @@ def test_every_job(bucket: str, s3: S3Server, tmp_path: Path, monkeypatch: pytes
         compared = [f"matrix={bucket}/human.npy", f"images={bucket}/compared.csv"]
         for job, arguments in (
             (convert, ["dataset=koniq10k", *converted]),
-            (train, [*table, f"output={bucket}/heads/first", *tiny, *fit]),
+            (train, [*table, f"output={bucket}/heads/first", *untrained, *fit]),
             (importance, ["objective=error", *table, first, f"output={bucket}/importance"]),
-            (importance, ["objective=similarity", *compared, *tiny, f"output={bucket}/similarity"]),
+            (importance, ["objective=similarity", *compared, *untrained, f"output={bucket}/similarity"]),
             (heatmaps, [*runs, "run_id=own"]),
             (heatmaps, [*runs, "run_id=ranked", f"importance={bucket}/importance"]),
             (heatmaps, [*runs, "run_id=ranked", f"importance={bucket}/importance", "verify=true"]),
             (score, [f"images={bucket}/rated", f"output={bucket}/scores", first, "tick=one"]),
             (compare, [f"runs=[{bucket}/out/runs/own,{bucket}/out/runs/ranked]", f"output={bucket}/agree"]),
             (validate, [*table, first, *checks, f"output={bucket}/validation"]),
-            (validate, ["objective=similarity", *compared, *tiny, "folds=3", "seeds=1", f"output={bucket}/judged"]),
+            (
+                validate,
+                ["objective=similarity", *compared, *untrained, "folds=3", "seeds=1", f"output={bucket}/judged"],
+            ),
             (report, [f"run={bucket}/out/runs/ranked", f"output={bucket}/pages", *pages]),
         ):
             assert job.main([*arguments, at]) == 0, f"{job.__name__} {arguments}"
