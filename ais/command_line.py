@@ -122,7 +122,8 @@ def run_job(main: Callable[[list[str]], int]) -> NoReturn:
     ===  ====================================================================================================
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # a log shows how far a job is, not only that it ended
+        # A log shows how far a job is, not only that it ended; a terminal that is not UTF-8 shows escapes.
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     told: list[int] = []
 
     def terminate(number: int, frame: object) -> NoReturn:  # noqa: ARG001 - the signature of a signal's handler
@@ -165,6 +166,8 @@ def _read_arguments(argv: Sequence[str]) -> _Arguments:
             hint = f"; write {argument.lstrip('-')}" if "=" in argument else ""
             flags = "the flags are --config FILE, --dry-run, --help [NAME] and --help-all"
             problems.append(f"{argument}: unknown flag{hint}; {flags} (command line)")
+        elif argument != argument.encode("utf-8", "replace").decode():  # no table can hold such an address
+            problems.append(f"{argument}: not UTF-8 text; rename the file or folder that it names (command line)")
         else:
             overrides.append(argument)
     if "" in files:
