@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -144,9 +144,11 @@ class Tick:
         started = time.monotonic()
         print(f"tick        {self._name}", flush=True)
         if (summary := self._run.summary()) is not None:
+            self._check_version("summary.json", summary, ("finished_at", "alarms", "exit_code", "snapshot"))
             return self._report_complete(summary)
         record = self._run.record()
         if record is not None:
+            self._check_version("run.json", record, ("identity", "listing", "changes", "before", "ignored"))
             self._go_on_under(record["identity"]["limits"])
             print(f"continues   {_said(record['listing'], record['changes'])}", flush=True)
         else:
@@ -154,6 +156,18 @@ class Tick:
         if record is None:
             return self._finish_unchanged()
         return self._finish(record, self._score(record["images"]), started)
+
+    def _check_version(self, name: str, document: dict[str, Any], needed: Sequence[str]) -> None:
+        """Refuse to go on with what another version of this package began.
+
+        Raises:
+            RunError: the document lacks a key.
+        """
+        if lacking := [key for key in needed if key not in document]:
+            raise RunError(
+                f"{(self._run.folder / name).address!r} is not as this version writes it, it lacks {lacking[0]}; give "
+                "another tick, or finish or delete the run with the version that began it"
+            )
 
     def _go_on_under(self, limits: dict[str, Any]) -> None:
         """Finish a run under the limits that its first errors were found under: others are for the next night."""

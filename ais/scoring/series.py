@@ -203,7 +203,9 @@ class Series:
             if tick in kept or self.relative(run.folder / "snapshot.parquet") in built_on:
                 continue
             summary = run.summary()
-            if summary is None or datetime.fromisoformat(summary["finished_at"]) >= before:
+            if summary is None or "finished_at" not in summary:  # of another version: its age is not known
+                continue
+            if datetime.fromisoformat(summary["finished_at"]) >= before:
                 continue
             snapshot = run.folder / "snapshot.parquet"
             if tick not in needed:

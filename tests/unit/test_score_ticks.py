@@ -306,3 +306,14 @@ def test_what_the_next_scores_build_on_is_damaged(tmp_path: Path, scoring: job.S
     (tmp_path / "scores" / "latest.json").unlink()
     assert job.run_ticks(at(scoring, tmp_path, "n2")) == 0
     assert seen(tmp_path / "scores" / "latest.parquet") == AFTER
+
+
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize("name", ["run.json", "summary.json"])
+def test_a_tick_of_another_version_is_not_gone_on_with(tmp_path: Path, scoring: job.Scoring, name: str) -> None:
+    first_night(tmp_path, scoring)
+    folder = at(scoring, tmp_path, "n2").series.run("n2").folder
+    (folder / name).write_text(json.dumps({"images": 1, "listed_at": "2026-11-25T01:00:00+00:00"}))
+    with pytest.raises(RunError, match=rf"n2/{name}' is not as this version writes it, it lacks .*give another tick"):
+        job.run_ticks(at(scoring, tmp_path, "n2"))
+    assert job.run_ticks(at(scoring, tmp_path, "n3")) == 0
