@@ -81,8 +81,16 @@ _UNPACKED = "/runtime_resources/working_dir_files/"
 
 
 def _refuse_lost_outputs(config: BaseModel) -> None:
-    """Refuse what a submitted job would write into its unpacked copy of the working directory, which is deleted."""
-    if _UNPACKED not in os.getcwd():
+    """Refuse what a submitted job would write into its unpacked copy of the working directory, which is deleted.
+
+    Raises:
+        ConfigError: there is something, or the working directory was deleted already.
+    """
+    try:
+        here = os.getcwd()
+    except FileNotFoundError as error:
+        raise ConfigError("the working directory was deleted; change to one that is there, and start again") from error
+    if _UNPACKED not in here:
         return
     lost = [
         f"{key}: {show(value)} is relative, and this job runs in a copy of the submitted folder that is deleted after"

@@ -522,6 +522,14 @@ def test_a_terminal_that_is_not_utf8():
     assert done.stdout == b"2048 \\u2192 1\n"
 
 
+def test_a_working_directory_that_was_deleted(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(ConfigError, match="the working directory was deleted; change to one that is there"):
+        load_config(HeatmapsConfig, ["images=i", "output=o", "head=h"], doc="")
+
+
 def test_an_address_that_is_not_utf8():
     with pytest.raises(ConfigError, match=r"images=.*: not UTF-8 text; rename the file or folder"):
         load_config(HeatmapsConfig, [os.fsdecode(b"images=caf\xe9"), "output=o", "head=h"], doc="")
