@@ -81,8 +81,16 @@ _UNPACKED = "/runtime_resources/working_dir_files/"
 
 
 def _refuse_lost_outputs(config: BaseModel) -> None:
-    """Refuse what a submitted job would write into its unpacked copy of the working directory, which is deleted."""
-    if _UNPACKED not in os.getcwd():
+    """Refuse what a submitted job would write into its unpacked copy of the working directory, which is deleted.
+
+    Raises:
+        ConfigError: there is something, or the working directory was deleted already.
+    """
+    try:
+        here = os.getcwd()
+    except FileNotFoundError as error:
+        raise ConfigError("the working directory was deleted; change to one that is there, and start again") from error
+    if _UNPACKED not in here:
         return
     lost = [
         f"{key}: {show(value)} is relative, and this job runs in a copy of the submitted folder that is deleted after"
@@ -122,7 +130,8 @@ def run_job(main: Callable[[list[str]], int]) -> NoReturn:
     ===  ====================================================================================================
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # a log shows how far a job is, not only that it ended
+        # A log shows how far a job is, not only that it ended; a terminal that is not UTF-8 shows escapes.
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     told: list[int] = []
 
     def terminate(number: int, frame: object) -> NoReturn:  # noqa: ARG001 - the signature of a signal's handler
@@ -165,6 +174,8 @@ def _read_arguments(argv: Sequence[str]) -> _Arguments:
             hint = f"; write {argument.lstrip('-')}" if "=" in argument else ""
             flags = "the flags are --config FILE, --dry-run, --help [NAME] and --help-all"
             problems.append(f"{argument}: unknown flag{hint}; {flags} (command line)")
+        elif argument != argument.encode("utf-8", "replace").decode():  # no table can hold such an address
+            problems.append(f"{argument}: not UTF-8 text; rename the file or folder that it names (command line)")
         else:
             overrides.append(argument)
     if "" in files:

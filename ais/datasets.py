@@ -36,6 +36,7 @@ _MAX_BYTES = 256 * 2**20  # the largest of these files, AVA.txt, has 13 MB
 _MAX_NUMBERS = 16 * 2**20  # of a MATLAB variable: 4096 x 4096
 _PICTURE = re.compile(r"\.(jpe?g|png)$", re.IGNORECASE)
 _SHOWN = 40  # characters of a bad line
+_MOST_DIGITS = 15
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,8 @@ def read_ava(source: Folder) -> tuple[Rated, list[Folder]]:
             raise _bad_line(place, number, line, f"{len(fields)} fields instead of 15")
         if not all(field.isascii() and field.isdigit() for field in fields):
             raise _bad_line(place, number, line, "not all of its fields are whole numbers")
+        if max(map(len, fields)) > _MOST_DIGITS:
+            raise _bad_line(place, number, line, f"a number of more than {_MOST_DIGITS} digits")
         image, votes = fields[1], np.array(fields[2:12], np.int64)
         if image in scores:
             raise _bad_line(place, number, line, f"image {image} has a line before")
@@ -228,7 +231,8 @@ def read_koniq10k(source: Folder) -> tuple[Rated, list[Folder]]:
     names = ("koniq10k_distributions_sets.csv", "koniq10k_scores_and_distributions.csv")
     place = _file(source, (*names, *(f"metadata/{name}" for name in names)))
     reader = csv.reader(_lines(place))
-    header = next(reader, [])
+    rows = _records(place, reader)
+    header = next(rows, [])
     score_column = "MOS_zscore" if "MOS_zscore" in header else "MOS"
     needed = ("image_name", score_column)
     if missing := [name for name in needed if name not in header]:
@@ -244,7 +248,7 @@ def read_koniq10k(source: Folder) -> tuple[Rated, list[Folder]]:
     splits_of = {"training": "train", "validation": "validation", "test": "test"}
     scores: dict[str, float] = {}
     splits: list[str] = []
-    for fields in reader:
+    for fields in rows:
         number, line = reader.line_num, ",".join(fields)
         if len(fields) != len(header):
             raise _bad_line(place, number, line, f"{len(fields)} fields instead of {len(header)}")
@@ -445,6 +449,14 @@ def _lines(place: Folder) -> Iterator[str]:
     yield from text.splitlines()
 
 
+def _records(place: Folder, reader: Any) -> Iterator[list[str]]:
+    """The lines of a ``csv.reader``, which refuses what a lost quotation mark makes of the rest of a file."""
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise _bad_line(place, reader.line_num, "", str(error)) from error
+
+
 def _bad_line(place: Folder, number: int, line: str, reason: str) -> DatasetError:
     shown = line if len(line) <= _SHOWN else line[:_SHOWN] + "…"
     return DatasetError(f"{place.address!r}, line {number}, {shown!r}: {reason}; take the file as published")
@@ -506,11 +518,14 @@ def write_converted(converted: Rated | Compared, config: ConvertConfig, storage:
 
     Raises:
         ConfigError: something else is there.
+        StorageError: what is there cannot be read, or the output not be written.
     """
     output = absolute(config.output)
     place, data = storage.open(output), converted.encode(output)
     if place.exists():
-        if not place.filesystem.isfile(place.path) or place.read_bytes() != data:
+        with reading(place):
+            same = place.filesystem.isfile(place.path) and place.read_bytes() == data
+        if not same:
             raise ConfigError(f"output: {config.output!r} exists and holds something else; give another output")
         return
     place.write_bytes(data)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ais.errors import StorageError
-from ais.storage import Folder, Storage
+from ais.storage import Folder, Storage, reading
 
 _FINGERPRINT = b"ais.embedding_fingerprint"
 
@@ -125,15 +125,16 @@ class EmbeddingCache:
 
     def _parts(self) -> Iterator[_Part]:
         for place in self.folder.files("part-*.parquet"):
-            try:
-                with place.filesystem.open(place.path, "rb") as file:
-                    parquet = pq.ParquetFile(file)
-                    found = (parquet.schema_arrow.metadata or {}).get(_FINGERPRINT)
-                    if found != self.fingerprint.encode():
-                        raise _unusable(place, f"it holds embeddings {found!r}")
-                    yield _Part(place, parquet)
-            except (pa.ArrowException, OSError) as error:
-                raise _unusable(place, f"{type(error).__name__}: {error}") from error
+            with reading(place):
+                try:
+                    with place.filesystem.open(place.path, "rb") as file:
+                        parquet = pq.ParquetFile(file)
+                        found = (parquet.schema_arrow.metadata or {}).get(_FINGERPRINT)
+                        if found != self.fingerprint.encode():
+                            raise _unusable(place, f"it holds embeddings {found!r}")
+                        yield _Part(place, parquet)
+                except (pa.ArrowException, OSError) as error:
+                    raise _unusable(place, f"{type(error).__name__}: {error}") from error
 
 
 class _Part(NamedTuple):
@@ -142,20 +143,22 @@ class _Part(NamedTuple):
 
 
 def _keys(part: _Part) -> Iterator[Key]:
-    try:
-        table = part.parquet.read(columns=["uri", "version"])
-        return map(Key, table["uri"].to_pylist(), table["version"].to_pylist())
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise _unusable(part.place, f"{type(error).__name__}: {error}") from error
+    with reading(part.place):
+        try:
+            table = part.parquet.read(columns=["uri", "version"])
+            return map(Key, table["uri"].to_pylist(), table["version"].to_pylist())
+        except (pa.ArrowException, OSError, KeyError) as error:
+            raise _unusable(part.place, f"{type(error).__name__}: {error}") from error
 
 
 def _embeddings(part: _Part) -> NDArray[np.float32]:
-    try:
-        column = part.parquet.read(columns=["embedding"])["embedding"].combine_chunks()
-        values: NDArray[np.float32] = column.flatten().to_numpy()
-        return values.reshape(len(column), -1)
-    except (pa.ArrowException, OSError, KeyError, AttributeError) as error:
-        raise _unusable(part.place, f"{type(error).__name__}: {error}") from error
+    with reading(part.place):
+        try:
+            column = part.parquet.read(columns=["embedding"])["embedding"].combine_chunks()
+            values: NDArray[np.float32] = column.flatten().to_numpy()
+            return values.reshape(len(column), -1)
+        except (pa.ArrowException, OSError, KeyError, AttributeError) as error:
+            raise _unusable(part.place, f"{type(error).__name__}: {error}") from error
 
 
 def _unusable(place: Folder, reason: str) -> StorageError:

@@ -245,7 +245,7 @@ def load_head(address: str, storage: Storage = Storage()) -> HeadEnsemble:  # no
         ]
         ensemble = HeadEnsemble(heads, record)
         ensemble.load_state_dict(safetensors.torch.load(data))
-    except (KeyError, ValueError, RuntimeError) as error:
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise HeadError(f"{address!r} is not a usable head bundle: {error}; {_ANEW}") from error
     ensemble.requires_grad_(False)
     return ensemble.eval()

@@ -201,7 +201,7 @@ def _acquire(place: Folder, lease_s: float, wait: bool, notice: Callable[[str], 
                 fence.check()
                 for old in place.files("*.json"):
                     if _generation(old) <= generation:
-                        with suppress(OSError):
+                        with suppress(OSError, StorageError):
                             old.remove()
                 return Lease(fence, lease_s, holder, made)
     raise StorageError(
@@ -212,7 +212,8 @@ def _acquire(place: Folder, lease_s: float, wait: bool, notice: Callable[[str], 
 
 def _missing_folders(folder: Path) -> tuple[Path, ...]:
     """The folders that have to be made for this one, itself first even if it is there: it is the lock's own."""
-    return (folder, *itertools.takewhile(lambda parent: not parent.exists(), folder.parents))
+    # Path.exists would raise where a folder may not be looked into; what is wrong is said when the lock is written.
+    return (folder, *itertools.takewhile(lambda parent: not os.path.exists(parent), folder.parents))
 
 
 def _await_free(place: Folder, generation: int, wait: bool, notice: Callable[[str], object]) -> None:
@@ -295,12 +296,7 @@ def _link(final: Path, data: bytes) -> bool:
 
 def _highest(place: Folder) -> int:
     """The highest generation there, 0 if there is none."""
-    try:
-        return max((_generation(file) for file in place.files("*.json")), default=0)
-    except Exception as error:  # each filesystem raises its own kinds
-        raise StorageError(
-            f"the lock {place.address!r} cannot be read: {explain(error)}; check the address and the access to it"
-        ) from error
+    return max((_generation(file) for file in place.files("*.json")), default=0)
 
 
 def _read(place: Folder, generation: int) -> dict[str, Any] | None:

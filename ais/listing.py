@@ -164,7 +164,12 @@ def _globbed(place: Folder) -> Iterator[ListedImage]:
     fixed = _MAGIC.split(place.path)[0]
     root = posixpath.dirname(fixed)
     pattern = place.path[len(root) :].lstrip("/")
-    matches = re.compile(glob_translate(pattern)).match
+    try:
+        matches = re.compile(glob_translate(pattern)).match
+    except ValueError as error:
+        raise StorageError(
+            f"images {place.address!r} is no pattern: {error}; put ** between slashes, as in photos/**/*.jpg"
+        ) from error
     depth = None if "**" in pattern else pattern.count("/")
     start = posixpath.basename(fixed)
     if not place.on_s3 and not tried(lambda: place.filesystem.isdir(root or "/")):
@@ -346,10 +351,12 @@ def _list_batches(place: Folder) -> Iterator[pa.RecordBatch]:
         with _opened(place) as file:
             for batch in _csv_reader(file, {"include_columns": given}):
                 yield from pa.table(batch).cast(schema).to_batches()
-    except (pa.ArrowException, OSError) as error:
+    except StorageError:
+        raise
+    except Exception as error:  # of Arrow, of every filesystem, and of names that are not UTF-8
         raise StorageError(
             f"{place.address!r} cannot be read as a list of images: {explain(error)}; "
-            "save it as CSV with a header, or as Parquet"
+            "save it as CSV with a header, in UTF-8, or as Parquet"
         ) from error
 
 

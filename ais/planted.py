@@ -12,6 +12,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ais.errors import StorageError
+from ais.storage import explain
 
 RATING_AT_ZERO = 0.75
 RATING_PER_DISC_SHARE = 32.0
@@ -115,11 +117,29 @@ def make_planted(directory: str | Path, spec: PlantedSpec) -> PlantedSet:
     every image).
 
     Raises:
-        StorageError: the folder holds images or masks that are not of this set, such as those of a larger one.
+        StorageError: the folder holds images or masks that are not of this set, such as those of a larger one, or
+            cannot be written.
     """
     directory = Path(directory)
     planted = PlantedSet(directory, spec, tuple(_plan(spec, index) for index in range(spec.count)))
     _refuse_strangers(planted)
+    with _writing(directory):
+        _write_set(planted)
+    return planted
+
+
+@contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{str(directory)!r} cannot be written: {explain(error)}; check the address, its permissions and the space"
+        ) from error
+
+
+def _write_set(planted: PlantedSet) -> None:
+    directory, spec = planted.directory, planted.spec
     for folder in ("images", "masks", "masks_second"):
         (directory / folder).mkdir(parents=True, exist_ok=True)
     for index, image in enumerate(planted.images):
@@ -135,7 +155,6 @@ def make_planted(directory: str | Path, spec: PlantedSpec) -> PlantedSet:
         "images": [asdict(image) for image in planted.images],
     }
     (directory / "planted.json").write_text(json.dumps(truth, indent=1) + "\n")
-    return planted
 
 
 def load_mask(directory: str | Path, name: str) -> NDArray[np.bool_]:

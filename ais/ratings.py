@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ais.config import OptionalRatingsConfig, RatingsConfig
 from ais.errors import RatingsError
-from ais.storage import Storage, absolute, is_local, reading, scheme
+from ais.storage import Storage, absolute, explain, is_local, reading, scheme
 
 MIN_RATED = 10
 _SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
@@ -141,15 +141,23 @@ def held_out_images(head: str, storage: Storage) -> list[str]:
         storage: how to reach it.
 
     Raises:
-        RatingsError: the bundle does not say.
+        RatingsError: the bundle does not say, or not in a way that can be read.
+        StorageError: it cannot be read.
     """
     place = storage.open(head) / "predictions.parquet"
     try:
-        return [str(image) for image in pq.read_table(pa.BufferReader(place.read_bytes()))["image"].to_pylist()]
-    except FileNotFoundError as error:
+        with reading(place):
+            data = pa.BufferReader(place.read_bytes())
+        return [str(image) for image in pq.read_table(data, columns=["image"])["image"].to_pylist()]
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise RatingsError(
             f"head {head!r} does not say which images it was not trained on (it has no predictions.parquet): give "
             "ratings of such images and held_out=false"
+        ) from error
+    except (pa.ArrowException, OSError) as error:
+        raise RatingsError(
+            f"{place.address!r} does not name the images of a test split: {explain(error)}; copy the head's bundle "
+            "whole, or train it again with jobs/train.py"
         ) from error
 
 
@@ -168,17 +176,17 @@ def _read_table(config: RatingsConfig, storage: Storage) -> pa.Table:
                 parse_options=pa.csv.ParseOptions(newlines_in_values=True),
                 convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(used, pa.string())),
             )
+        names = table.column_names
     except OSError as error:
         raise RatingsError(
             f"ratings.path: {config.path!r} cannot be read: {type(error).__name__}: {error}; "
             "check the address and the access to it"
         ) from error
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:  # the latter of the header
         raise RatingsError(
             f"{config.path!r} cannot be read as a table of ratings: {error}; "
-            "save it as CSV with a header, or as Parquet"
+            "save it as CSV with a header, in UTF-8, or as Parquet"
         ) from error
-    names = table.column_names
     for key, column in (("image_column", config.image_column), ("score_column", config.score_column)):
         if column not in names:
             near = difflib.get_close_matches(column, names, n=1)

@@ -18,11 +18,10 @@ its pictures, which count from then on.
 
 from __future__ import annotations
 
-import io
 import json
 import posixpath
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,12 +30,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from ais.errors import RunError, StorageError
+from ais.errors import DamagedError, RunError, StorageError
 from ais.lease import Fence
 from ais.listing import ListedImage
-from ais.shards import PNG_KEY, read_ids, read_sealed, write_table
+from ais.shards import PNG_KEY, damaged, read_ids, read_sealed, read_table, write_table
 from ais.storage import Folder, Storage, explain
 
 _MANIFEST_ROWS = 100_000
@@ -203,11 +201,21 @@ class Run:
             self._fence.check()
 
     def record(self) -> dict[str, Any] | None:
-        """Return ``run.json``, or ``None`` where no run was set out yet."""
-        return _read_json(self.folder / "run.json", "bring it back, or give another run_id or output")
+        """Return ``run.json``, or ``None`` where no run was set out yet.
+
+        Raises:
+            RunError: it is damaged, or another file.
+            StorageError: it cannot be read.
+        """
+        way_out = "bring it back, or give another run_id or output"
+        return _read_json(self.folder / "run.json", way_out, ("images", "listed_at"))
 
     def summary(self) -> dict[str, Any] | None:
-        """Return ``summary.json``, or ``None`` where the run is not complete."""
+        """Return ``summary.json``, or ``None`` where the run is not complete.
+
+        Raises:
+            As `record`.
+        """
         return _read_json(self.folder / "summary.json", "delete it, and start the same command again")
 
     def complete(self) -> dict[str, Any] | None:
@@ -316,8 +324,10 @@ class Run:
         """
         taken = 0
         for shard in self.errors.files("*.parquet"):
-            file, _ = read_sealed(shard)
-            rows = file.read()
+            try:
+                rows = read_sealed(shard)[0].read()
+            except DamagedError as error:
+                raise damaged(shard, error) from error
             fleeting = pc.match_substring_regex(failures(rows), FLEETING)
             count = pc.sum(fleeting).as_py() or 0
             if not count:
@@ -332,12 +342,17 @@ class Run:
         return taken
 
     def account(self, listed: int) -> Accounting:
-        """Count every image of the manifest in results and errors."""
+        """Count every image of the manifest in results and errors.
+
+        Raises:
+            RunError: a shard is damaged.
+            StorageError: one cannot be read.
+        """
         tally = Tally(listed)
         for _, ids, _ in read_all_ids(self.results.files("*.parquet")):
             tally.add_scored(ids)
         for shard in self.errors.files("*.parquet"):
-            tally.add_failed(pq.read_table(io.BytesIO(shard.read_bytes()), columns=["image_id", "stage", "reason"]))
+            tally.add_failed(read_table(shard, ["image_id", "stage", "reason"]))
         return tally.accounting()
 
     def finish(self, summary: dict[str, Any]) -> None:
@@ -361,9 +376,10 @@ def read_all_ids(shards: list[Folder]) -> Iterator[tuple[Folder, np.ndarray, dic
                 yield shard, ids, metadata
 
 
-def _read_json(place: Folder, way_out: str) -> dict[str, Any] | None:
+def _read_json(place: Folder, way_out: str, needed: Sequence[str] = ()) -> dict[str, Any] | None:
     try:
-        return json.loads(place.read_bytes())
+        document = json.loads(place.read_bytes())
+        lacking = [key for key in needed if key not in document] if isinstance(document, dict) else ["everything"]
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
@@ -372,6 +388,9 @@ def _read_json(place: Folder, way_out: str) -> dict[str, Any] | None:
         raise StorageError(
             f"{place.address!r} cannot be read: {explain(error)}; check the address and the access to it"
         ) from error
+    if lacking:
+        raise RunError(f"{place.address!r} is not as this version writes it, it lacks {lacking[0]}: {way_out}")
+    return document
 
 
 def _chunks(items: Iterable[ListedImage], size: int) -> Iterator[list[ListedImage]]:

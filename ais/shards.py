@@ -81,7 +81,8 @@ def read_sealed(shard: Folder) -> tuple[pq.ParquetFile, int]:
         DamagedError: it is damaged.
         StorageError: it cannot be read.
     """
-    data = shard.read_bytes()
+    with reading(shard):
+        data = shard.read_bytes()
     check_seal(data)
     try:
         return pq.ParquetFile(pa.BufferReader(data)), len(data)
@@ -109,12 +110,33 @@ def read_ids(shard: Folder, name: str = "image_id") -> tuple[np.ndarray, dict[st
         try:
             table = tried(lambda: _columns(shard, [name]))
         except (pa.ArrowInvalid, KeyError) as error:
-            raise RunError(
-                f"{shard.address!r} cannot be read: {error}; it was damaged: delete it, and start the same command "
-                "again (repair=true of jobs/heatmaps.py does that with all that is damaged)"
-            ) from error
+            raise damaged(shard, error) from error
     metadata = table.schema.metadata or {}
     return table[name].to_numpy(), {key.decode(): value.decode() for key, value in metadata.items()}
+
+
+def read_table(shard: Folder, columns: list[str]) -> pa.Table:
+    """Read some columns of a whole Parquet file.
+
+    Raises:
+        RunError: the file is not whole.
+        StorageError: it cannot be read, for now.
+    """
+    with reading(shard):
+        data = shard.read_bytes()
+    try:
+        return pq.read_table(pa.BufferReader(data), columns=columns)
+    except (pa.ArrowException, OSError, KeyError) as error:  # Arrow raises OSError too
+        raise damaged(shard, error) from error
+
+
+def damaged(shard: Folder, error: Exception) -> RunError:
+    """The error that says which shard is not whole, and the way out."""
+    said = " ".join(str(error).split())  # Arrow's messages have several lines
+    return RunError(
+        f"{shard.address!r} cannot be read: {said}; it was damaged: delete it, and start the same command "
+        "again (repair=true of jobs/heatmaps.py does that with all that is damaged)"
+    )
 
 
 def _columns(shard: Folder, names: list[str]) -> pa.Table:

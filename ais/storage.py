@@ -11,6 +11,7 @@ import posixpath
 import random
 import re
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -115,14 +116,15 @@ class Storage:
         """Return the place that an address names (nothing is read or created yet).
 
         Raises:
-            StorageError: the scheme is not known, its package is not installed, or the address carries a secret.
+            StorageError: the scheme is not known, its package is not installed or does not work here, or the address
+                carries a secret.
         """
         try:
             refuse_secrets(address)
             filesystem = fsspec.filesystem(scheme(address), **self.options_of(address))
-        except (ValueError, TypeError, ImportError) as error:
+        except (ValueError, TypeError, ImportError, OSError) as error:
             raise StorageError(
-                f"{redact(address)!r} cannot be opened: {redact(str(error))}; "
+                f"{redact(address)!r} cannot be opened: {redact(' '.join(str(error).split()))}; "
                 "check its scheme, or install the package for it"
             ) from error
         path = local_path(address) if is_local(address) else filesystem._strip_protocol(address)
@@ -375,10 +377,15 @@ class Folder:
         self.write_bytes(text.encode())
 
     def files(self, pattern: str = "*") -> list[Folder]:
-        """Files directly inside that match, sorted by name; none if the folder does not exist."""
+        """Files directly inside that match, sorted by name; none if the folder does not exist.
+
+        Raises:
+            StorageError: it cannot be listed.
+        """
         self.filesystem.invalidate_cache()
         try:
-            entries = tried(lambda: self.filesystem.ls(self.path, detail=True))
+            with reading(self):
+                entries = tried(lambda: self.filesystem.ls(self.path, detail=True))
         except (FileNotFoundError, NotADirectoryError):
             return []
         paths = [str(entry["name"]) for entry in entries if entry["type"] == "file"]
@@ -404,8 +411,20 @@ class Folder:
                 )
 
     def remove(self) -> None:
-        """Delete this file."""
-        tried(lambda: self.filesystem.rm_file(self.path))
+        """Delete this file.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            StorageError: it cannot be deleted.
+        """
+        try:
+            tried(lambda: self.filesystem.rm_file(self.path))
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # each filesystem raises its own kinds
+            raise StorageError(
+                f"{self.address!r} cannot be deleted: {explain(error)}; check the permissions of its folder"
+            ) from error
 
 
 def _keep_names(folder: Path) -> None:
@@ -442,6 +461,25 @@ def reading(place: Folder) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def scratch_folder(prefix: str) -> Iterator[Path]:
+    """A folder of this machine for sorting and for files on their way (``TMPDIR`` says where); deleted at the end.
+
+    Raises:
+        StorageError: there is none, or no room in it.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix=prefix) as folder:
+            yield Path(folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StorageError(
+            f"no room for scratch files in {tempfile.gettempdir()!r}: {explain(error)}; make some, or set TMPDIR to a "
+            "folder that has more"
+        ) from error
+
+
 def default_cache() -> Path:
     """Where downloaded weights are kept: ``$XDG_CACHE_HOME/ais`` or ``~/.cache/ais``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ais"
@@ -471,19 +509,21 @@ def fetch(address: str, sha256: str | None, storage: Storage, cache: Path | None
 
     Raises:
         WeightsError: there is none that may be read, or the digest is another.
-        StorageError: it cannot be fetched, for now.
+        StorageError: it cannot be fetched, for now, or the cache folder cannot be written.
     """
     if is_local(address):
         path = Path(local_path(address))
-        if not path.is_file():
-            raise WeightsError(f"{address!r} is not a file; give a .pth or .safetensors file")
-        digest = sha256_of(path)
+        try:
+            if not path.is_file():
+                raise WeightsError(f"{address!r} is not a file; give a .pth or .safetensors file")
+            digest = sha256_of(path)
+        except OSError as error:
+            raise WeightsError(f"{address!r} cannot be read: {explain(error)}; check its permissions") from error
         _check_digest(address, digest, sha256)
         return path, digest
     endpoint = storage.endpoint_url if scheme(address) in ("s3", "s3a") else None
     key = hashlib.sha256((f"{endpoint} " if endpoint else "").encode() + address.encode()).hexdigest()[:16]
     folder = (cache or default_cache()) / "weights"
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{key}-{posixpath.basename(address)}"
     seen = path.with_name(path.name + ".sha256")
     with _locked(path.with_name(path.name + ".lock")):
@@ -535,6 +575,14 @@ def _check_digest(address: str, found: str, expected: str | None) -> None:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold a lock between processes of one machine; the system releases it if the holder dies."""
-    with path.open("w") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise StorageError(
+            f"the cache {str(path.parent)!r} cannot be written: {explain(error)}; set XDG_CACHE_HOME to a folder that "
+            "can be, or give backbone.weights the path of a file"
+        ) from error
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

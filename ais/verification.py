@@ -15,7 +15,7 @@ import pyarrow as pa
 from ais.errors import DamagedError, RunError
 from ais.runs import SELECTED_PICTURES, Accounting, Run, Tally
 from ais.shards import PNG_BYTES_KEY, PNG_KEY, PNG_SHA256_KEY, PictureTar, read_sealed
-from ais.storage import Folder, tried
+from ais.storage import Folder, reading, tried
 
 _READERS = 4  # each holds one shard of results
 _READ_BYTES = 2**20
@@ -77,6 +77,7 @@ def verify(run: Run, watch: Callable[[int], None] = lambda _: None) -> Verificat
 
     Raises:
         RunError: there is no run, or its manifest is damaged: what it set out to do is not known.
+        StorageError: a file cannot be read.
     """
     record = run.record()
     if record is None:
@@ -290,7 +291,8 @@ def _read_errors(shard: Folder) -> _Errors:
 
 
 def _read_pictures(shard: Folder) -> PictureTar:
-    return tried(lambda: _stream_pictures(shard))
+    with reading(shard):
+        return tried(lambda: _stream_pictures(shard))
 
 
 def _stream_pictures(shard: Folder) -> PictureTar:

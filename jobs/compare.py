@@ -6,7 +6,6 @@ has are counted.
 """
 
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -36,7 +35,7 @@ def run(config: CompareConfig, *, dry_run: bool = False) -> int:
         write_report,
     )
     from ais.outputs import check_output
-    from ais.storage import Storage, absolute
+    from ais.storage import Storage, absolute, scratch_folder
 
     started = time.monotonic()
     storage = Storage(**config.storage.model_dump())
@@ -47,8 +46,8 @@ def run(config: CompareConfig, *, dry_run: bool = False) -> int:
     if dry_run:
         print(f"\n{to_yaml(config)}")
         return 0
-    with tempfile.TemporaryDirectory() as scratch:
-        heatmaps = [read_heatmaps(compared, Path(scratch)) for compared in runs]
+    with scratch_folder("ais-compare-") as scratch:
+        heatmaps = [read_heatmaps(compared, scratch) for compared in runs]
         pairs = list(compare(heatmaps, config.resolution, config.top_share))
     means = write_report(output, config, runs, pairs)
     print(f"\n{describe_pairs(pairs, means)}\n")

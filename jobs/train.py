@@ -7,7 +7,6 @@ the same command; a complete one does nothing. One start at a time writes a bund
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -57,10 +56,10 @@ def run(config: TrainConfig, *, dry_run: bool = False) -> int:
 
 
 def _report_complete(prepared: PreparedTraining) -> int:
-    from ais.training.bundle import describe_metrics
+    from ais.training.bundle import describe_finished
 
     print("complete    nothing to do (another output makes a new head)")
-    print(describe_metrics(prepared, json.loads((prepared.bundle / "metrics.json").read_bytes())))
+    print(describe_finished(prepared))
     return 0
 
 

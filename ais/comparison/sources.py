@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from ais.errors import ConfigError, RunError
 from ais.runs import Run
-from ais.storage import Storage, absolute
+from ais.storage import Storage, absolute, reading
 
 # An image is its address and etag; a file of a local disk has none, and its size tells at least some changes.
 IMAGE_KEY = ["uri", "etag", "width", "height"]
@@ -64,8 +64,8 @@ def open_runs(addresses: Sequence[str], names: Sequence[str] | None, storage: St
         storage: how to reach them.
 
     Raises:
-        ConfigError: a folder holds no run, the run is not complete or there twice, or two have the same run id and no
-            names.
+        ConfigError: a folder holds no run, or one without heatmaps, the run is not complete or there twice, or two have
+            the same run id and no names.
     """
     runs = [Run(storage.open(absolute(address))) for address in addresses]
     folders = [run.folder.address for run in runs]
@@ -88,6 +88,12 @@ def _summary(run: Run) -> dict[str, Any]:
         raise ConfigError(
             f"runs: {run.folder.address!r} is not complete: it has no summary.json, or has lost shards since; the "
             "jobs/heatmaps.py command that started it continues it"
+        )
+    identity = summary.get("identity")
+    if not isinstance(identity, dict) or "weighting" not in identity:
+        raise ConfigError(
+            f"runs: {run.folder.address!r} holds no heatmaps: its summary.json names no weighting; give a run of "
+            "jobs/heatmaps.py, or of jobs/score.py with heatmaps=true"
         )
     return summary
 
@@ -122,22 +128,24 @@ def read_heatmaps(compared: ComparedRun, scratch: Path) -> RunHeatmaps:
         scratch: folder for that file, whose size is that of the heatmaps; it has to outlive the result.
 
     Raises:
-        RunError: the run has no results, or a shard cannot be read.
+        RunError: the run has no results, or a shard is damaged.
+        StorageError: a shard cannot be read.
     """
     tables = []
     shape: tuple[int, int] | None = None
     spool = scratch / f"{compared.run.run_id}-{len(list(scratch.iterdir()))}.float32"
     with spool.open("wb") as file:
         for shard in compared.run.results.files("*.parquet"):
-            try:
-                with shard.filesystem.open(shard.path, "rb") as source:
-                    table = pq.read_table(source, columns=[*IMAGE_KEY, *_BOXES, "heatmap"]).combine_chunks()
-                stack = table["heatmap"].chunk(0).to_numpy_ndarray()
-            except (pa.ArrowException, KeyError, IndexError) as error:
-                raise RunError(f"{shard.address!r} cannot be read: {error}; make the run anew") from error
+            with reading(shard):
+                try:
+                    with shard.filesystem.open(shard.path, "rb") as source:
+                        table = pq.read_table(source, columns=[*IMAGE_KEY, *_BOXES, "heatmap"]).combine_chunks()
+                    stack = table["heatmap"].chunk(0).to_numpy_ndarray()
+                except (pa.ArrowException, KeyError, IndexError) as error:
+                    raise RunError(f"{shard.address!r} cannot be read: {error}; make the run anew") from error
             shape = stack.shape[1:]
             tables.append(table.drop_columns("heatmap"))
-            stack.tofile(file)
+            file.write(np.ascontiguousarray(stack).data)  # unlike tofile, it says when there is no room
     if shape is None:
         raise RunError(f"{compared.run.folder.address!r} has no results: every image is in errors; leave the run out")
     table = pa.concat_tables(tables)

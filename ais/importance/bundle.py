@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ais.errors import ImportanceError
-from ais.storage import Folder, Storage
+from ais.storage import Folder, Storage, reading
 
 FORMAT = 1
 TABLE_FILE = "importance.parquet"
@@ -125,11 +125,13 @@ def load_importance(address: str, storage: Storage) -> tuple[np.ndarray, Importa
 
     Raises:
         ImportanceError: there is none, or it is damaged.
+        StorageError: it cannot be read.
     """
     folder = storage.open(address)
     try:
-        document = json.loads((folder / RECORD_FILE).read_bytes())
-        data = (folder / TABLE_FILE).read_bytes()
+        with reading(folder):
+            said, data = (folder / RECORD_FILE).read_bytes(), (folder / TABLE_FILE).read_bytes()
+        document = json.loads(said)
         record = ImportanceRecord(**{name: document[name] for name in ImportanceRecord.__dataclass_fields__})
         digest = hashlib.sha256(data).hexdigest()
         if document["format"] != FORMAT or document["sha256"] != digest:

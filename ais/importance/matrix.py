@@ -8,7 +8,9 @@ import io
 import numpy as np
 
 from ais.errors import SimilarityError
-from ais.storage import Storage
+from ais.storage import Storage, reading
+
+_NPY, _ZIP = b"\x93NUMPY", b"PK"
 
 
 def read_matrix(address: str, storage: Storage) -> tuple[np.ndarray, list[str] | None]:
@@ -23,28 +25,44 @@ def read_matrix(address: str, storage: Storage) -> tuple[np.ndarray, list[str] |
         the matrix, and the addresses of its images in order, ``None`` where the file has none.
 
     Raises:
-        SimilarityError: there is no such file, it is of another kind, or header and first column disagree.
+        SimilarityError: there is no such file, it is of another kind or damaged, holds no numbers, or header and first
+            column disagree.
+        StorageError: it cannot be read.
     """
+    place = storage.open(address)
     try:
-        data = storage.open(address).read_bytes()
-    except FileNotFoundError as error:
+        with reading(place):
+            data = place.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise SimilarityError(
             f"matrix {address!r} does not exist; "
             "give a .npy, .npz or .csv file (jobs/convert.py makes one of the Peterson sets)"
         ) from error
     try:
         if address.endswith(".npy"):
-            return np.load(io.BytesIO(data), allow_pickle=False), None
+            if not data.startswith(_NPY):
+                raise ValueError("it is no array of NumPy")
+            return _numbers(address, np.load(io.BytesIO(data), allow_pickle=False)), None
         if address.endswith(".npz"):
             return _from_npz(address, data)
         if address.endswith(".csv"):
             return _from_csv(address, data.decode("utf-8-sig"))
-    except (ValueError, UnicodeDecodeError) as error:
+    except SimilarityError:
+        raise
+    except Exception as error:  # whatever the bytes of another file, or of a damaged one, lead to
         raise SimilarityError(f"matrix {address!r} cannot be read: {error}; save it again, numbers only") from error
     raise SimilarityError(f"matrix {address!r} is no .npy, .npz or .csv file; save it as one")
 
 
+def _numbers(address: str, matrix: np.ndarray) -> np.ndarray:
+    if matrix.dtype.kind not in "biuf":
+        raise SimilarityError(f"matrix {address!r} holds {matrix.dtype}, not numbers; save it again, numbers only")
+    return matrix
+
+
 def _from_npz(address: str, data: bytes) -> tuple[np.ndarray, list[str] | None]:
+    if not data.startswith(_ZIP):
+        raise ValueError("it is no archive of arrays")
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         matrices = [name for name in arrays.files if arrays[name].ndim == 2]
         if len(matrices) != 1:
@@ -52,7 +70,7 @@ def _from_npz(address: str, data: bytes) -> tuple[np.ndarray, list[str] | None]:
                 f"matrix {address!r} must hold one matrix; it holds {', '.join(arrays.files)}; leave the others out"
             )
         images = [str(name) for name in arrays["images"]] if "images" in arrays.files else None
-        return arrays[matrices[0]], images
+        return _numbers(address, arrays[matrices[0]]), images
 
 
 def _from_csv(address: str, text: str) -> tuple[np.ndarray, list[str] | None]:

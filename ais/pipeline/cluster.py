@@ -19,8 +19,9 @@ import ray.data
 from ray.data import ActorPoolStrategy
 
 from ais.config import ComputeConfig, PoolSize
-from ais.errors import ConfigError
+from ais.errors import ConfigError, RunError
 from ais.pipeline.credentials import worker_setup
+from ais.storage import explain
 
 # Ray Data needs room for tasks (reading, rendering, writing) beside the actor pools, or nothing moves at all. Small
 # clusters are divided into shares of a CPU so that it stays, down to a single core.
@@ -46,6 +47,9 @@ def start_ray() -> None:
 
     A cluster is found as Ray finds it: in a submitted job, by ``RAY_ADDRESS``, or one started here by ``ray start``.
     Ray's own remarks stay in its log files; the terminal is left to the job, and so are signals.
+
+    Raises:
+        RunError: there is no cluster where ``RAY_ADDRESS`` says, it refuses, or none can be started here.
     """
     if ray.is_initialized():
         return
@@ -58,12 +62,20 @@ def start_ray() -> None:
     on_sigterm = signal.getsignal(signal.SIGTERM)
     with _without_remark():
         # Not address="auto", which also joins the private cluster of any other job on this machine and dies with it.
-        ray.init(
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env=None if setup is None else {"worker_process_setup_hook": setup},
-        )
+        try:
+            ray.init(
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env=None if setup is None else {"worker_process_setup_hook": setup},
+            )
+        except Exception as error:  # Ray raises many kinds
+            address = os.environ.get("RAY_ADDRESS")
+            what = f"the cluster of RAY_ADDRESS={address} cannot be joined" if address else "Ray cannot be started"
+            raise RunError(
+                f"{what}: {explain(error)}; check with `ray status` that the cluster is up, or leave RAY_ADDRESS unset "
+                "to start one on this machine"
+            ) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray's core prints a stack of C++ and aborts
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ais.backbones import Backbone, BackboneSpec, load_backbone
-from ais.errors import WeightsError
+from ais.errors import ConfigError, WeightsError
 from ais.explainer import Explainer
 from ais.heads import HeadSource
 from ais.memory import keep_freed_memory
@@ -67,9 +67,15 @@ class BackboneSource:
 
 
 def choose_device(device: str) -> str:
-    """Return ``"cuda"`` or ``"cpu"``, made ready; decided where the actor runs, not where the job was started."""
+    """Return ``"cuda"`` or ``"cpu"``, made ready; decided where the actor runs, not where the job was started.
+
+    Raises:
+        ConfigError: a GPU is asked for, and there is none.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("compute.device: cuda, and this machine has no GPU that torch can use; set cpu or auto")
     if device == "cuda":
         # Where float32 is asked for it is meant: torch would let convolutions round to 10 bits.
         torch.backends.cudnn.allow_tf32 = False

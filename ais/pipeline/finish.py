@@ -77,16 +77,26 @@ def summarise(prepared: Prepared, record: dict[str, Any], work: Work, wall_s: fl
 
 
 def report_complete(prepared: Prepared, summary: dict[str, Any]) -> int:
-    """Say that there is nothing to do; return the exit code."""
+    """Say that there is nothing to do; return the exit code.
+
+    Raises:
+        RunError: ``summary.json`` is not as this version writes it.
+    """
     record = prepared.check_existing()
     assert record is not None
     print_listed(record)
-    print(
-        f"complete    finished {summary['finished_at']}; nothing to do (another run_id or output makes a new run, with "
-        "a new listing)"
-    )
-    print_summary(summary)
-    return _exit_code(prepared, summary)
+    try:
+        print(
+            f"complete    finished {summary['finished_at']}; nothing to do (another run_id or output makes a new run, "
+            "with a new listing)"
+        )
+        print_summary(summary)
+        return _exit_code(prepared, summary)
+    except KeyError as error:
+        raise RunError(
+            f"{(prepared.run.folder / 'summary.json').address!r} is not as this version writes it, it lacks {error}: "
+            "delete it, and start the same command again"
+        ) from error
 
 
 def report_verified(run: Run) -> int:

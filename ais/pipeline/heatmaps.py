@@ -11,7 +11,6 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray
 from ray.data import Dataset
 
@@ -29,6 +28,7 @@ from ais.pipeline.progress import Pace, Progress, TaskProgress
 from ais.pipeline.render import Render
 from ais.pipeline.sink import PngShard, PngSink, RunSink
 from ais.runs import Run
+from ais.shards import read_table
 from ais.storage import Storage
 
 _BATCHES_IN_FLIGHT = 3
@@ -226,7 +226,7 @@ def _extreme(run: Run, count: int, *, largest: bool) -> pa.Table | None:
     ]
     best: pa.Table | None = None
     for shard in run.results.files("*.parquet"):
-        table = pq.read_table(pa.BufferReader(shard.read_bytes()), columns=["image_id", "uri", "score", "heatmap"])
+        table = read_table(shard, ["image_id", "uri", "score", "heatmap"])
         table = table if best is None else pa.concat_tables([best, table])
         # Arrow cannot take rows of tensor columns everywhere; indices and slices of the sorted order work.
         best = table.take(pc.sort_indices(table.drop_columns("heatmap"), sort_keys=order)[:count])

@@ -33,6 +33,7 @@ from ais.pipeline.cluster import Pools, cluster_pools
 from ais.pipeline.columns import unpack
 from ais.pipeline.explain import choose_device, set_up_process
 from ais.pipeline.fetch import FetchDecode, listing_table
+from ais.pipeline.heatmaps import worker_failure
 from ais.pipeline.importance import coordinates_over, effects_over
 from ais.pipeline.prepare import Model, resolve_model, storage_of, versions
 from ais.pipeline.progress import TaskProgress
@@ -274,8 +275,11 @@ def _similarity(prepared: PreparedImportance) -> ImportanceResult:
     else:
         pools = cluster_pools(config.compute)
         task = ray.remote(num_cpus=pools.scoring_cpus, num_gpus=pools.scoring_gpus)(_general_similarity)
-        with TaskProgress("maps", maps, config.compute.stall_minutes) as progress:
-            intact, found = ray.get(task.remote(prepared, pools, progress.counter))
+        try:
+            with TaskProgress("maps", maps, config.compute.stall_minutes) as progress:
+                intact, found = ray.get(task.remote(prepared, pools, progress.counter))
+        except ray.exceptions.RayError as error:
+            raise RunError(f"the task stopped: {worker_failure(error)}; start the same command again") from error
     value, low, high = agreement_interval(intact, human)
     known = np.isfinite(low)  # not of a handful of images
     details["correlation"] = {"value": value, "low": low if known else None, "high": high if known else None}

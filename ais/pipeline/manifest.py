@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -14,7 +15,8 @@ from ray.data import Dataset, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 from ray.data.context import DataContext
 
-from ais.storage import Folder
+from ais.errors import RunError
+from ais.storage import Folder, explain, reading
 
 _COLUMNS = ["image_id", "uri", "size", "etag", "mtime"]
 _MOST_UNITS = 20_000
@@ -32,6 +34,9 @@ class ManifestSource(Datasource):
         manifest: folder of ``part-*.parquet`` with the ids 0, 1, 2, … in order.
         done: ``(images,)`` bool.
         batch: images in one batch of the network.
+
+    Raises:
+        RunError: the manifest is damaged.
     """
 
     def __init__(self, manifest: Folder, done: np.ndarray, batch: int) -> None:
@@ -86,18 +91,34 @@ def versions_of(manifest: Folder, ids: np.ndarray) -> pa.Table:
     Args:
         manifest: folder of the parts.
         ids: ``(N,)``, no two the same.
+
+    Raises:
+        RunError: the manifest is damaged.
     """
     found = []
     for part in manifest.files("*.parquet"):
-        with part.filesystem.open(part.path, "rb") as file:
+        with _whole(part), part.filesystem.open(part.path, "rb") as file:
             table = pq.read_table(file, columns=["image_id", "size", "etag", "mtime"])
         found.append(table.filter(pc.is_in(table["image_id"], pa.array(ids))))
     ascending = pa.concat_tables(found).drop_columns("image_id")
     return ascending.take(np.argsort(np.argsort(ids)))
 
 
+@contextmanager
+def _whole(part: Folder) -> Iterator[None]:
+    """Say which part of the manifest is damaged; without it nobody knows what the run is of."""
+    with reading(part):
+        try:
+            yield
+        except (pa.ArrowException, KeyError) as error:
+            raise RunError(
+                f"{part.address!r} cannot be read: {explain(error)}; it says which images the run is of, and was "
+                "damaged: bring it back, or give another run_id or output"
+            ) from error
+
+
 def _rows(part: Folder) -> int:
-    with part.filesystem.open(part.path, "rb") as file:
+    with _whole(part), part.filesystem.open(part.path, "rb") as file:
         return int(pq.read_metadata(file).num_rows)
 
 

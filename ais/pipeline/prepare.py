@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from ais.backbones import (
     BackboneSpec,
@@ -85,16 +86,21 @@ class Prepared:
         """Return ``run.json`` if this run was set out before.
 
         Raises:
-            ConfigError: a run of this name was made of something else.
+            ConfigError: a run of this name was made of something else, or by another version.
+            RunError: ``run.json`` is damaged.
         """
         record = self.run.record()
         if record is None:
             return None
-        changed = [key for key in self.identity if record["identity"].get(key) != self.identity[key]]
-        if changed:
-            differences = "\n".join(
-                f"  {key}: {record['identity'].get(key)!r} there, {self.identity[key]!r} now" for key in changed
+        there = record.get("identity")
+        if not isinstance(there, dict) or not isinstance(record.get("ignored"), dict):
+            raise ConfigError(
+                f"run_id: {self.run.run_id!r} exists, and its run.json is not as this version writes it; give another "
+                "run_id, or none to have one derived"
             )
+        changed = [key for key in self.identity if there.get(key) != self.identity[key]]
+        if changed:
+            differences = "\n".join(f"  {key}: {there.get(key)!r} there, {self.identity[key]!r} now" for key in changed)
             raise ConfigError(
                 f"run_id: {self.run.run_id!r} exists and was made of something else:\n{differences}\n"
                 "  give another run_id, or none to have one derived"
@@ -269,18 +275,26 @@ def find_model(
         heatmaps: whether it has to give them; the result is then a `Model`.
 
     Raises:
+        ConfigError: what is given of the backbone does not go with what the head was trained with.
         BackboneError: there is no such backbone or layer, or it gives no heatmaps.
         WeightsError: the weights cannot be had.
         HeadError: the head was trained with something else.
     """
     weights = given.weights or (record.weights if record else "published")
-    backbone = BackboneConfig(
-        name=given.name or (record.backbone if record else ""),
-        layer=given.layer,
-        weights=weights,
-        seed=record.seed if record and not given.weights and given.seed is None else given.seed,
-        sha256=given.sha256,
-    )
+    try:
+        backbone = BackboneConfig(
+            name=given.name or (record.backbone if record else ""),
+            layer=given.layer,
+            weights=weights,
+            seed=record.seed if record and not given.weights and given.seed is None else given.seed,
+            sha256=given.sha256,
+        )
+    except ValidationError as error:  # each is possible, and does not go with what the head was trained with
+        said = "; ".join(problem["msg"].removeprefix("Value error, ") for problem in error.errors())
+        raise ConfigError(
+            f"backbone.{said} (what is not given of the backbone is as the head was trained, weights={weights!r}; give "
+            "backbone.weights too for another)"
+        ) from error
     mode = preprocessing or (record.preprocessing if record else "center_crop")
     spec = spec or get_spec(backbone.name)
     layer = inspect_layer(spec, backbone.layer)

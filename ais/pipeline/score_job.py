@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,11 +40,11 @@ from ais.scoring.collection import (
     listing_tables,
 )
 from ais.scoring.drift import Drift, Shares, Thresholds, compare, quantiles, sorted_scores
-from ais.scoring.files import local_copy, read_json, read_tables, scratch_folder, upload, write_tables
+from ais.scoring.files import read_json, read_kept, read_tables, upload, write_tables
 from ais.scoring.series import Series, Snapshot, State, duration, prune_all, tick_of
 from ais.scoring.sorting import first_of_each, sort_by_uri
 from ais.settings import to_yaml
-from ais.storage import absolute
+from ais.storage import absolute, scratch_folder
 
 LOOK_AT_ME = 4
 
@@ -144,9 +144,11 @@ class Tick:
         started = time.monotonic()
         print(f"tick        {self._name}", flush=True)
         if (summary := self._run.summary()) is not None:
+            self._check_version("summary.json", summary, ("finished_at", "alarms", "exit_code", "snapshot"))
             return self._report_complete(summary)
         record = self._run.record()
         if record is not None:
+            self._check_version("run.json", record, ("identity", "listing", "changes", "before", "ignored"))
             self._go_on_under(record["identity"]["limits"])
             print(f"continues   {_said(record['listing'], record['changes'])}", flush=True)
         else:
@@ -154,6 +156,18 @@ class Tick:
         if record is None:
             return self._finish_unchanged()
         return self._finish(record, self._score(record["images"]), started)
+
+    def _check_version(self, name: str, document: dict[str, Any], needed: Sequence[str]) -> None:
+        """Refuse to go on with what another version of this package began.
+
+        Raises:
+            RunError: the document lacks a key.
+        """
+        if lacking := [key for key in needed if key not in document]:
+            raise RunError(
+                f"{(self._run.folder / name).address!r} is not as this version writes it, it lacks {lacking[0]}; give "
+                "another tick, or finish or delete the run with the version that began it"
+            )
 
     def _go_on_under(self, limits: dict[str, Any]) -> None:
         """Finish a run under the limits that its first errors were found under: others are for the next night."""
@@ -167,7 +181,7 @@ class Tick:
         """List the collection and write down what has to be done; ``None`` if nothing has."""
         now = datetime.now(UTC).replace(microsecond=0)
         changes = Changes()
-        with scratch_folder() as scratch:
+        with scratch_folder("ais-score-") as scratch:
             digest = ListingDigest()
             listing = list_images(self._config.images, self._prepared.plan.storage)
             tables = sort_by_uri(listing_tables(listing, digest), scratch)
@@ -230,15 +244,16 @@ class Tick:
     def _known(self, scratch: Path) -> Iterator[pa.Table]:
         if self._state.snapshot is None:
             return iter([SNAPSHOT_SCHEMA.empty_table()])
-        return read_tables(local_copy(self._series.output / self._state.snapshot.path, scratch))
+        return read_kept(self._series.output / self._state.snapshot.path, scratch)
 
     def _before(self) -> dict[str, Any] | None:
         """The collection that scores are compared with: as this series left it, or else as readers see it."""
         known = self._state.snapshot
         if known is not None:
             return {"series": self._series.name, "run_id": known.run_id, "snapshot": known.path}
-        latest = read_json(self._series.output / "latest.json")
-        return latest and {key: latest[key] for key in ("series", "run_id", "snapshot")}
+        keys = ("series", "run_id", "snapshot")
+        latest = read_json(self._series.output / "latest.json", keys)
+        return latest and {key: latest[key] for key in keys}
 
     def _score(self, images: int) -> Work:
         if images == 0:
@@ -254,8 +269,8 @@ class Tick:
         summary = self._summarise(record, work, time.monotonic() - started)
         outcomes = Outcomes.of(self._run, record["images"]) if record["images"] else Outcomes.none()
         census = Census()
-        with scratch_folder() as scratch:
-            rows = completed(read_tables(local_copy(self._draft, scratch)), outcomes, self._name, listed_at, census)
+        with scratch_folder("ais-score-") as scratch:
+            rows = completed(read_kept(self._draft, scratch), outcomes, self._name, listed_at, census)
             schema = SNAPSHOT_SCHEMA.with_metadata(self._prepared.plan.metadata)
             write_tables(scratch / "snapshot.parquet", rows, schema)
             drift = self._drift(record, census, scratch)
@@ -354,8 +369,7 @@ class Tick:
         pieces: list[np.ndarray] = []
         listed_before = failed_before = 0
         if before is not None:
-            path = local_copy(self._series.output / before["snapshot"], scratch)
-            for table in read_tables(path, ["status", "score"]):
+            for table in read_kept(self._series.output / before["snapshot"], scratch, ["status", "score"]):
                 present = pc.equal(table["status"], PRESENT)
                 pieces.append(table.filter(present)["score"].to_numpy())
                 counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(table["status"]).to_pylist()}

@@ -387,7 +387,8 @@ def heatmap_figures(findings: Findings) -> dict[str, Any]:
         },
     }
     if found.separation is not None:
-        figures["random_head_separation"] = found.separation.random_correlations().tolist()
+        random = found.separation.random_correlations()  # NaN where no mask fills half of a cell
+        figures["random_head_separation"] = [float(value) if np.isfinite(value) else None for value in random]
     return figures
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from ais.report.sources import Sources
 from ais.secrets import redact
+from ais.shards import read_table
 
 
 @dataclass(frozen=True)
@@ -28,11 +26,16 @@ class Failures:
 
 
 def read_failures(sources: Sources) -> Failures:
-    """Count errors by reason and keep a few of each, those with the smallest ids; a shard at a time."""
+    """Count errors by reason and keep a few of each, those with the smallest ids; a shard at a time.
+
+    Raises:
+        RunError: a shard is damaged.
+        StorageError: one cannot be read.
+    """
     counts: Counter[tuple[str, str]] = Counter()
     examples: dict[tuple[str, str], list[tuple[int, str, str]]] = {}
     for shard in sources.run.errors.files("*.parquet"):
-        table = pq.read_table(io.BytesIO(shard.read_bytes()), columns=["image_id", "uri", "stage", "reason", "error"])
+        table = read_table(shard, ["image_id", "uri", "stage", "reason", "error"])
         for row in table.to_pylist():
             key = row["stage"], row["reason"]
             counts[key] += 1

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ais.errors import RunError
 from ais.progress import ProgressLine
-from ais.storage import Folder
+from ais.storage import Folder, reading
 
 _CHUNK = 2**20
 _READERS = 16
@@ -142,7 +142,8 @@ def read_scores(shards: Sequence[Folder], scratch: Path) -> Scores:
     """Stream ids and scores of results shards to two files in ``scratch``.
 
     Raises:
-        RunError: a shard cannot be read.
+        RunError: a shard is damaged or gone.
+        StorageError: its store does not give it.
     """
     starts, undefined, spread, spread_count = [0], 0, 0.0, 0
     id_file, score_file = scratch / "ids", scratch / "scores"
@@ -202,19 +203,22 @@ def _from_ordered_bits(bits: NDArray[np.uint32]) -> NDArray[np.float32]:
 
 
 def _read_columns(shard: Folder) -> pa.Table:
-    try:
-        # Without a cache, which reads on into the heatmaps: of a shard of 1.2 MB, 0.12 MB are fetched, in two requests.
-        with shard.filesystem.open(shard.path, "rb", cache_type="none") as file:
-            return pq.read_table(file, columns=_COLUMNS)
-    except (pa.ArrowException, OSError) as error:
-        raise RunError(f"{shard.address!r} cannot be read: {error}; delete it, and start the run again") from error
+    with reading(shard):
+        try:
+            # Without a cache, which reads on into the heatmaps: of a shard of 1.2 MB, 0.12 MB are fetched, in two
+            # requests.
+            with shard.filesystem.open(shard.path, "rb", cache_type="none") as file:
+                return pq.read_table(file, columns=_COLUMNS)
+        except (pa.ArrowException, OSError) as error:
+            raise RunError(f"{shard.address!r} cannot be read: {error}; delete it, and start the run again") from error
 
 
 def _read_rows(shard: Folder, rows: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
-    try:
-        return read_rows(shard, rows, columns)
-    except (pa.ArrowException, OSError) as error:
-        raise RunError(f"{shard.address!r} cannot be read: {error}; delete it, and start the run again") from error
+    with reading(shard):
+        try:
+            return read_rows(shard, rows, columns)
+        except (pa.ArrowException, OSError) as error:
+            raise RunError(f"{shard.address!r} cannot be read: {error}; delete it, and start the run again") from error
 
 
 def read_rows(shard: Folder, rows: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:

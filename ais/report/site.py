@@ -14,10 +14,8 @@ report.json                   what the report holds; written last
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,6 +36,7 @@ from ais.report.sources import Sources, column
 from ais.report.versions import Versions
 from ais.report.writer import Report, Writer
 from ais.secrets import redact
+from ais.storage import scratch_folder
 
 _ROW_COLUMNS = ("image_id", "uri", "etag", "width", "height", "box", "heatmap_box", "heatmap", "score", "score_std")
 _ROWS_AT_ONCE = 64  # of which pictures are in memory
@@ -70,8 +69,8 @@ def write_report(sources: Sources) -> Report:
         RunError: a shard of the run cannot be read.
         StorageError: a page cannot be written.
     """
-    with tempfile.TemporaryDirectory(prefix="ais-report-") as scratch, Writer(sources) as writer:
-        scores = read_scores(sources.run.results.files("*.parquet"), Path(scratch))
+    with scratch_folder("ais-report-") as scratch, Writer(sources) as writer:
+        scores = read_scores(sources.run.results.files("*.parquet"), scratch)
         overview = sections.overview_of(scores)
         shown = choose(scores, sources.config.gallery)
         cards = []

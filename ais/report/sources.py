@@ -22,7 +22,7 @@ from ais.errors import AisError, ConfigError, StorageError
 from ais.importance import load_importance
 from ais.outputs import check_output
 from ais.runs import Run
-from ais.storage import Folder, Storage, absolute
+from ais.storage import Folder, Storage, absolute, reading
 
 
 @dataclass(frozen=True)
@@ -178,6 +178,11 @@ def open_sources(config: ReportConfig) -> Sources:
         raise ConfigError(f"run: {config.run!r} holds no run (no run.json){_runs_below(run.folder)}")
     with _understood("run", config.run):
         identity = record["identity"]
+        if "weighting" not in identity:
+            raise ConfigError(
+                f"run: {config.run!r} holds scores and no heatmaps; give a run of jobs/heatmaps.py, or of "
+                "jobs/score.py with heatmaps=true"
+            )
         found = (record["backbone"], record["layer"]["name"], record["layer"]["map_shape"], record["untrained"])
         assert len(found[2]) == 3
     run_config = _text(run.folder / "config.yaml")
@@ -248,7 +253,7 @@ def _open_head(address: str, digest: str | None, storage: Storage) -> Head:
     with _understood("head", address):
         predictions = _table(folder / "predictions.parquet", ["score", "predicted"])
         history = _table(folder / "history.parquet", ["variant", "epoch", "train_rmse", "validation_rmse"])
-    metrics = json.loads(_text(folder / "metrics.json") or "{}")
+        metrics = json.loads(_text(folder / "metrics.json") or "{}")
     return Head(folder.address, record, metrics if isinstance(metrics, dict) else {}, history, predictions)
 
 
@@ -296,11 +301,10 @@ def _open_comparison(address: str, storage: Storage) -> Comparison:
 
 def _json(folder: Folder, name: str, what: str, job: str) -> dict[str, Any]:
     try:
-        document = json.loads((folder / name).read_bytes())
+        with reading(folder / name):
+            document = json.loads((folder / name).read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ConfigError(f"{folder.address!r} is not {what}: it has no {name}; {job} writes one, last") from error
-    except (OSError, ValueError) as error:
-        raise StorageError(f"{(folder / name).address!r} cannot be read: {error}") from error
     if not isinstance(document, dict):
         raise StorageError(f"{(folder / name).address!r} is not a JSON object")
     return document
@@ -308,14 +312,17 @@ def _json(folder: Folder, name: str, what: str, job: str) -> dict[str, Any]:
 
 def _text(place: Folder) -> str:
     try:
-        return place.read_bytes().decode("utf-8", "replace")
+        with reading(place):
+            return place.read_bytes().decode("utf-8", "replace")
     except (FileNotFoundError, NotADirectoryError):
         return ""
 
 
 def _table(place: Folder, columns: list[str] | None = None) -> pa.Table | None:
     try:
-        return pq.read_table(io.BytesIO(place.read_bytes()), columns=columns)
+        with reading(place):
+            data = place.read_bytes()
+        return pq.read_table(io.BytesIO(data), columns=columns)
     except (FileNotFoundError, NotADirectoryError):
         return None
 
@@ -325,7 +332,7 @@ def _understood(key: str, address: str) -> Iterator[None]:
     """Say which input it was that is not as this version writes it."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, AssertionError, pa.ArrowException) as error:
+    except (KeyError, TypeError, ValueError, AssertionError, OSError, pa.ArrowException) as error:  # OSError of Arrow
         raise StorageError(
             f"{key}: {address!r} is not as this version writes it ({type(error).__name__}: {error})"
         ) from error

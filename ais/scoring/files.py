@@ -6,10 +6,8 @@ import json
 import os
 import posixpath
 import shutil
-import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,31 +15,39 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ais.errors import RunError, StorageError
-from ais.storage import Folder, download, explain, tried
+from ais.storage import Folder, download, explain, reading, tried
 
 _READ_ROWS = 65_536
 _ROW_GROUP = 131_072
 
 
-def read_json(place: Folder) -> dict[str, Any] | None:
+def read_json(place: Folder, needed: Sequence[str] = ()) -> dict[str, Any] | None:
     """Read a small JSON file; ``None`` where there is none.
 
+    Args:
+        place: of the file.
+        needed: keys that it has to have.
+
     Raises:
-        RunError: it is not JSON.
+        RunError: it is not JSON, or lacks a key.
         StorageError: it cannot be read.
     """
     try:
-        document: dict[str, Any] = json.loads(place.read_bytes())
+        with reading(place):
+            data = place.read_bytes()
+        document = json.loads(data)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except OSError as error:
-        raise StorageError(
-            f"{place.address!r} cannot be read: {error}; check the address and the access to it"
-        ) from error
     except ValueError as error:
         raise RunError(
             f"{place.address!r} is not JSON: {error}; it was damaged: delete it, and start the same command again"
         ) from error
+    lacking = [key for key in needed if key not in document] if isinstance(document, dict) else ["everything"]
+    if lacking:
+        raise RunError(
+            f"{place.address!r} is not as this version writes it, it lacks {lacking[0]}; delete it, and start the same "
+            "command again"
+        )
     return document
 
 
@@ -66,6 +72,23 @@ def read_tables(path: Path, columns: list[str] | None = None) -> Iterator[pa.Tab
         yield schema.empty_table().select(columns or schema.names)
         for batch in parquet.iter_batches(_READ_ROWS, columns=columns):
             yield pa.Table.from_batches([batch])
+
+
+def read_kept(place: Folder, scratch: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """As `read_tables`, of a file that the next scores build on; a remote one is fetched whole, into ``scratch``.
+
+    Raises:
+        RunError: it is missing or damaged.
+        StorageError: it cannot be read.
+    """
+    path = local_copy(place, scratch)
+    try:
+        yield from read_tables(path, columns)
+    except (pa.ArrowException, OSError, KeyError) as error:  # Arrow raises OSError too
+        raise RunError(
+            f"{place.address!r} cannot be read: {explain(error)}; it was damaged, and the next scores build on it: "
+            "restore it, or give another output"
+        ) from error
 
 
 def local_copy(place: Folder, scratch: Path) -> Path:
@@ -146,10 +169,3 @@ def upload(path: Path, place: Folder) -> None:
         raise StorageError(
             f"{place.address!r} cannot be written: {explain(error)}; check the address and the access to it"
         ) from error
-
-
-@contextmanager
-def scratch_folder() -> Iterator[Path]:
-    """A folder of this machine for sorting and for files on their way (``TMPDIR`` says where)."""
-    with tempfile.TemporaryDirectory(prefix="ais-score-") as folder:
-        yield Path(folder)

@@ -39,7 +39,7 @@ from ais.errors import RunError
 from ais.lease import Fence
 from ais.runs import Run
 from ais.scoring.files import copy, read_json
-from ais.storage import Folder, tried
+from ais.storage import Folder, reading, tried
 
 _UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 
@@ -203,7 +203,9 @@ class Series:
             if tick in kept or self.relative(run.folder / "snapshot.parquet") in built_on:
                 continue
             summary = run.summary()
-            if summary is None or datetime.fromisoformat(summary["finished_at"]) >= before:
+            if summary is None or "finished_at" not in summary:  # of another version: its age is not known
+                continue
+            if datetime.fromisoformat(summary["finished_at"]) >= before:
                 continue
             snapshot = run.folder / "snapshot.parquet"
             if tick not in needed:
@@ -221,7 +223,7 @@ def prune_all(output: Folder, before: datetime) -> list[str]:
     Snapshots that ``latest.json`` names, or that a run which is not finished compares with, stay in every series.
     """
     every = [Series(output, name) for name in _folders(output / "series")]
-    latest = read_json(output / "latest.json")
+    latest = read_json(output / "latest.json", ("snapshot",))
     built_on = {latest["snapshot"]} if latest else set()
     for series in every:
         tick = series.state().open
@@ -235,8 +237,9 @@ def _folders(place: Folder) -> list[str]:
     """Names of the folders directly inside, sorted; none if it does not exist."""
     place.filesystem.invalidate_cache()
     try:
-        entries = tried(lambda: place.filesystem.ls(place.path, detail=True))
-    except FileNotFoundError:
+        with reading(place):
+            entries = tried(lambda: place.filesystem.ls(place.path, detail=True))
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(
         posixpath.basename(str(entry["name"]).rstrip("/")) for entry in entries if entry["type"] == "directory"

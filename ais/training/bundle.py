@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from ais.backbones import Backbone
 from ais.embeddings import Key
+from ais.errors import HeadError
 from ais.heads import HeadEnsemble, save_head
 from ais.metrics import regression_metrics
 from ais.runs import write_table
 from ais.settings import to_yaml
+from ais.storage import explain, reading
 from ais.training.curve import training_curve
 from ais.training.fit import FitPlan, FittedHead
 from ais.training.prepare import PreparedTraining, Rows
@@ -172,6 +174,25 @@ def _history(heads: Sequence[FittedHead]) -> pa.Table:
             "validation_rmse": np.concatenate([head.validation_rmse for head in heads]),
         }
     )
+
+
+def describe_finished(prepared: PreparedTraining) -> str:
+    """As `describe_metrics`, of a bundle that is complete.
+
+    Raises:
+        HeadError: its ``metrics.json`` is lost or damaged.
+        StorageError: it cannot be read.
+    """
+    place = prepared.bundle / "metrics.json"
+    try:
+        with reading(place):
+            data = place.read_bytes()
+        return describe_metrics(prepared, json.loads(data))
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise HeadError(
+            f"the head in {prepared.bundle.address!r} is complete, but its metrics.json cannot be used: "
+            f"{explain(error)}; copy the bundle whole, or give another output to train it again"
+        ) from error
 
 
 def describe_metrics(prepared: PreparedTraining, metrics: dict[str, Any]) -> str:

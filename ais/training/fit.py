@@ -26,7 +26,7 @@ from ais.config import FitConfig, HeadConfig
 from ais.embeddings import EmbeddingCache, Key
 from ais.errors import RunError
 from ais.heads import RegressionHead
-from ais.storage import Folder, tried
+from ais.storage import Folder, reading, tried
 from ais.training.progress import ProgressLines
 from ais.training.splits import Split
 from ais.training.variant import VariantFit
@@ -213,17 +213,20 @@ def _furthest(training: Folder) -> Folder | None:
     """The file of the state that got furthest, of those that earlier starts of a training left whole."""
     training.filesystem.invalidate_cache()
     furthest, reached = None, (0, 0)
-    for path in tried(lambda: training.filesystem.find(training.path)):
+    with reading(training):
+        paths = tried(lambda: training.filesystem.find(training.path))
+    for path in paths:
         if not path.endswith(f"/{_STATE_FILE}"):
             continue
         file = Folder(training.filesystem, path)
-        data = file.read_bytes()
+        with reading(file):
+            data = file.read_bytes()
         try:
             state = _loaded(data)
-        except Exception:  # cut off by a kill: torch raises many kinds
+            running = state["running"]
+            at = (len(state["finished"]), len(running["validation_rmse"]) if running else 0)
+        except Exception:  # cut off by a kill, or of another version: torch raises many kinds
             continue
-        running = state["running"]
-        at = (len(state["finished"]), len(running["validation_rmse"]) if running else 0)
         if at > reached:
             furthest, reached = file, at
     return furthest

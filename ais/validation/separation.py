@@ -92,8 +92,10 @@ class Separation:
         return Mean(value, float(low), float(high), count)
 
     def random_correlations(self) -> np.ndarray:
-        """The same correlation ``(R,)`` of each unfitted head."""
+        """The same correlation ``(R,)`` of each unfitted head; NaN where there is no image to tell by."""
         kept = np.isfinite(self.response).all(1)
+        if not kept.any():
+            return np.full(len(self.random_ais), np.nan)
         return np.asarray(_rank_correlation(self.random_ais.astype(np.float64), self.response[kept].mean(0)))
 
     def lead(self) -> Mean:

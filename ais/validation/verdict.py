@@ -303,10 +303,11 @@ def describe(findings: Findings, checks: list[Check]) -> str:
         lines.append(note)
     if findings.heatmaps.separation is not None:
         random = findings.heatmaps.separation.random_correlations()
-        lines.append(
-            f"AIS and response to the masks, unfitted heads: Spearman {random.mean():.3g} on average, "
-            f"{random.min():.3g} to {random.max():.3g}"
-        )
+        if np.isfinite(random).all():
+            lines.append(
+                f"AIS and response to the masks, unfitted heads: Spearman {random.mean():.3g} on average, "
+                f"{random.min():.3g} to {random.max():.3g}"
+            )
     for method, (hits, overlap) in localisation_means(findings).items():
         lines.append(f"masks, {method}: hit rate {_figures(hits)}, IoU {_figures(overlap)}")
     if not findings.held_out:

@@ -248,6 +248,19 @@ class TestSimilarity:
         found, _, _ = load_importance(str(tmp_path), Storage())
         np.testing.assert_allclose(found, jackknifed_ais(parts, intact, human, "collective").ais, rtol=0, atol=1e-6)
 
+    def test_an_image_that_is_lost_is_named_from_within_the_task(self, matrix, folder, tmp_path) -> None:
+        path, _, order = matrix
+        lost = folder / f"{order[3]:02d}.png"
+        data = lost.read_bytes()
+        lost.unlink()
+        seed = ["backbone.name=tiny", "backbone.weights=random", "backbone.seed=3", "backbone.layer=features.0"]
+        try:
+            with pytest.raises(RunError, match=f"{lost.name}' could not be used") as caught:
+                importance.main(["objective=similarity", f"matrix={path}", f"output={tmp_path}", *seed])
+        finally:
+            lost.write_bytes(data)
+        assert "\n" not in str(caught.value)
+
     def test_another_order_is_refused(self, matrix, folder, tmp_path) -> None:
         path, _, order = matrix
         wrong = [*order[:4], order[5], order[4], *order[6:]]

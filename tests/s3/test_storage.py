@@ -14,13 +14,18 @@ from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 import ais.storage
+from ais.embeddings import EmbeddingCache
 from ais.errors import ImageError, StorageError
 from ais.images import Limits
 from ais.listing import list_images
 from ais.pipeline.fetch import read_image
+from ais.report.scores import read_scores
+from ais.shards import write_table
 from ais.storage import Storage, fetch, is_passing
 from tests.s3.proxy import Faults, FaultyProxy
 from tests.s3.server import SECRET_KEY, S3Server
@@ -235,3 +240,21 @@ def test_signed_or_not_and_paid_by_whom(s3: S3Server, monkeypatch: pytest.Monkey
     assert all("authorization" not in headers for headers in anonymous)
     assert all(headers["x-amz-request-payer"] == "requester" for headers in paying)
     assert len(paying) == 2
+
+
+def test_a_server_that_goes_away_between_two_files_is_named(tmp_path: Path) -> None:
+    """What was listed cannot be read any more; botocore's errors are no `OSError`."""
+    with S3Server() as server:
+        bucket = server.create_bucket("leaves")
+        storage = Storage(endpoint_url=server.endpoint_url)
+        cache = EmbeddingCache(f"{bucket}/cache", "fingerprint", storage)
+        for name in ("a", "b"):
+            cache.write(name, [name], ["1"], np.zeros((1, 4), np.float32))
+        write_table(storage.open(f"{bucket}/part.parquet"), pa.table({"image_id": [1]}))
+        shards, parts = storage.open(bucket).files(), cache._parts()
+        next(parts)
+        server.stop()
+        with pytest.raises(StorageError, match=r"cache/fingerprint/part-b\.parquet' cannot be read: .*access to it"):
+            next(parts)
+        with pytest.raises(StorageError, match=r"s3://leaves/part\.parquet' cannot be read: .*access to it"):
+            read_scores(shards, tmp_path)

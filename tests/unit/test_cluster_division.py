@@ -1,5 +1,6 @@
 """A cluster divided among the stages, from one core up to one that grows from nothing; Ray itself is not started."""
 
+import os
 import subprocess
 import sys
 
@@ -170,3 +171,14 @@ print(DefaultClusterAutoscalerV2.AUTOSCALING_REQUEST_EXPIRE_TIME_S)
 """
     made = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert made.stdout == "30\n", made.stderr
+
+
+def test_a_cluster_that_cannot_be_joined_is_named() -> None:
+    """In a process of its own, since Ray may run in this one."""
+    imports = "from ais.command_line import run_job\nfrom ais.pipeline.cluster import start_ray\n"
+    code = f"{imports}run_job(lambda _: start_ray())"
+    environment = {**os.environ, "RAY_ADDRESS": "nowhere:port"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the cluster of RAY_ADDRESS=nowhere:port cannot be joined: ValueError: ")
+    assert "leave RAY_ADDRESS unset" in done.stderr

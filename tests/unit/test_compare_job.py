@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -353,6 +354,27 @@ class TestRefused:
         second = write_run(tmp_path, "second", rows_of(random_heatmaps(1)))
         (Path(second) / "results" / "part-00004.parquet").write_bytes(b"PAR1 damaged")
         self.refused(tmp_path, [first, second], RunError, r"part-00004\.parquet' cannot be read.*make the run anew")
+
+    def test_a_shard_damaged_where_arrow_says_oserror(self, tmp_path: Path, first: str) -> None:
+        second = write_run(tmp_path, "second", rows_of(random_heatmaps(1)))
+        shard = Path(second) / "results" / "part-00004.parquet"
+        whole = shard.read_bytes()
+        shard.write_bytes(whole[:4] + bytes(len(whole) // 2) + whole[4 + len(whole) // 2 :])
+        self.refused(tmp_path, [first, second], StorageError, r"part-00004\.parquet' cannot be read: OSError")
+
+    def test_a_run_of_scores_only(self, tmp_path: Path, first: str) -> None:
+        second = write_run(tmp_path, "second", rows_of(random_heatmaps(1)))
+        summary = json.loads((Path(second) / "summary.json").read_text())
+        del summary["identity"]["weighting"]
+        (Path(second) / "summary.json").write_text(json.dumps({**summary, "layer": None}))
+        self.refused(tmp_path, [first, second], ConfigError, r"runs/second' holds no heatmaps: .*heatmaps=true")
+
+    def test_no_room_for_scratch_files(
+        self, tmp_path: Path, first: str, full_disk: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        second = write_run(tmp_path, "second", rows_of(random_heatmaps(1)))
+        monkeypatch.setattr(tempfile, "tempdir", str(full_disk))
+        self.refused(tmp_path, [first, second], StorageError, "no room for scratch files in .*disk': .*set TMPDIR")
 
     def test_the_folder_of_a_run_as_output(self, tmp_path: Path, first: str) -> None:
         second = write_run(tmp_path, "second", rows_of(random_heatmaps(1)))

@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import inspect
+import os
 import re
 import shlex
 import signal
@@ -512,6 +513,26 @@ def test_exit_codes(outcome, code, printed, capsys, monkeypatch):
         run_job(main)
     assert caught.value.code == code
     assert capsys.readouterr().err == printed
+
+
+def test_a_terminal_that_is_not_utf8():
+    code = "from ais.command_line import run_job; run_job(lambda argv: print('2048 → 1'))"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
+    assert done.stdout == b"2048 \\u2192 1\n"
+
+
+def test_a_working_directory_that_was_deleted(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(ConfigError, match="the working directory was deleted; change to one that is there"):
+        load_config(HeatmapsConfig, ["images=i", "output=o", "head=h"], doc="")
+
+
+def test_an_address_that_is_not_utf8():
+    with pytest.raises(ConfigError, match=r"images=.*: not UTF-8 text; rename the file or folder"):
+        load_config(HeatmapsConfig, [os.fsdecode(b"images=caf\xe9"), "output=o", "head=h"], doc="")
 
 
 def test_told_to_end_where_somebody_makes_another_interrupt_of_it(capsys, monkeypatch):

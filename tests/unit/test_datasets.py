@@ -123,6 +123,7 @@ class TestAva:
             ("3 953633 1 2 3", "5 fields instead of 15"),
             ("3 953633 1 2 3 4 5 6 7 8 9 1.5 1 22 1396", "not all of its fields are whole numbers"),
             ("3 953633 1 2 3 4 5 6 7 8 9 -1 1 22 1396", "not all of its fields are whole numbers"),
+            (f"3 953633 1 2 3 4 5 6 7 8 9 {'9' * 30} 1 22 1396", "a number of more than 15 digits"),
             ("3 953619 1 2 3 4 5 6 7 8 9 10 1 22 1396", "image 953619 has a line before"),
             ("3 953633 0 0 0 0 0 0 0 0 0 0 1 22 1396", "nobody voted"),
         ],
@@ -335,6 +336,13 @@ class TestJob:
         assert "3.png" not in {Path(image).name for image in table["image"].to_pylist()}
         with pytest.raises(DatasetError, match=r"12 of 12 .* set images to their folder"):
             main([*usual, "missing=skip", f"images={tmp_path}"])
+
+    def test_a_lost_quotation_mark(self, koniq: Path) -> None:
+        """A CSV reader takes all that follows for one field."""
+        published = next(koniq.glob("*.csv"))
+        header, *lines = published.read_text().splitlines()
+        published.write_text("\n".join([header, '"' + lines[0], *lines * 400]) + "\n")
+        assert "field larger than field limit" in refusal("koniq10k", koniq)
 
     def test_what_is_there_is_not_replaced(self, koniq: Path, tmp_path: Path) -> None:
         """Least of all the published file itself."""

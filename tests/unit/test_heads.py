@@ -149,6 +149,7 @@ def _tamper(bundle: Path) -> None:
         (lambda b: _rewrite(b, preprocessing=None), "lacks 'preprocessing'"),
         (lambda b: _rewrite(b, hidden=None), "is not a usable head bundle: 'hidden'"),
         (lambda b: _rewrite(b, hidden=6), "is not a usable head bundle: .*size mismatch"),
+        (lambda b: _rewrite(b, hidden=[6]), "is not a usable head bundle: "),
         (_tamper, "head.safetensors in .* has SHA-256 [0-9a-f]{64}, its record says [0-9a-f]{64}"),
     ],
 )

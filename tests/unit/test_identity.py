@@ -3,6 +3,8 @@
 No Ray: everything here happens before any work. The backbone is ``tiny`` with random weights; nothing is faked.
 """
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,10 @@ from PIL import Image
 from ais.backbones import load_backbone
 from ais.command_line import load_config
 from ais.config import HeatmapsConfig
-from ais.errors import ConfigError
+from ais.errors import ConfigError, RunError, StorageError
 from ais.heads import HeadEnsemble, RegressionHead, read_record, save_head
 from ais.importance import ImportanceRecord, save_importance
+from ais.pipeline.finish import report_complete
 from ais.pipeline.prepare import Prepared, prepare_heatmaps, set_out
 from ais.storage import Storage
 from tests.tiny import TINY
@@ -84,6 +87,47 @@ def test_each_ingredient_makes_another_run(root: Path, tmp_path: Path, overrides
     for key in changed:
         assert f"\n  {key}: " in str(refused.value)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("key", ["identity", "ignored"])
+def test_a_record_of_another_version_is_refused(root: Path, tmp_path: Path, key: str) -> None:
+    run = prepared(root, tmp_path, "run_id=mine").run
+    set_out(prepared(root, tmp_path, "run_id=mine"))
+    record = json.loads((run.folder / "run.json").read_bytes())
+    del record[key]
+    (run.folder / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ConfigError, match=r"run_id: 'mine' exists, and its run\.json is not as this version writes it"):
+        set_out(prepared(root, tmp_path, "run_id=mine"))
+
+
+def test_a_summary_of_another_version_is_refused(root: Path, tmp_path: Path) -> None:
+    set_out(prepared(root, tmp_path))
+    with pytest.raises(RunError, match=r"summary\.json' is not as this version writes it, it lacks 'finished_at'"):
+        report_complete(prepared(root, tmp_path), {"images": 1})
+
+
+def test_a_backbone_that_does_not_go_with_the_head(root: Path, tmp_path: Path) -> None:
+    """Keys that are each possible: what is not given is as the head was trained, with random weights here."""
+    with pytest.raises(
+        ConfigError, match=r"backbone\.sha256: random weights .*as the head was trained, weights='random'"
+    ):
+        prepared(root, tmp_path, f"backbone.sha256={'0' * 64}")
+    record = json.loads((root / "head" / "head.json").read_text())
+    head = tmp_path / "published"
+    shutil.copytree(root / "head", head)
+    (head / "head.json").write_text(json.dumps({**record, "weights": "published", "seed": None}))
+    with pytest.raises(ConfigError, match=r"backbone\.seed: 3 goes only with backbone\.weights=random"):
+        prepared(root, tmp_path, f"head={head}", "backbone.seed=3")
+
+
+def test_an_importance_that_cannot_be_read(root: Path, tmp_path: Path) -> None:
+    for name in ("importance.json", "importance.parquet"):
+        bundle = tmp_path / name
+        shutil.copytree(root / "first", bundle)
+        (bundle / name).unlink()
+        (bundle / name).mkdir()
+        with pytest.raises(StorageError, match="cannot be read: IsADirectoryError"):
+            prepared(root, tmp_path, f"importance={bundle}")
 
 
 def test_another_ais_of_the_same_address_is_another_run(root: Path, tmp_path: Path) -> None:

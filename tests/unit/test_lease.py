@@ -263,3 +263,8 @@ def test_where_nothing_can_be_written(tmp_path: Path) -> None:
         hold(Storage().open(str(tmp_path / "file"))),
     ):
         pass
+
+
+def test_a_name_that_no_filesystem_takes(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="File name too long"), hold(Storage().open(str(tmp_path / ("x" * 300)))):
+        pass

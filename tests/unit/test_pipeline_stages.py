@@ -29,16 +29,16 @@ import ais.storage
 from ais import Explainer, HeadEnsemble, RegressionHead, load_backbone, load_head
 from ais.backbones import Backbone
 from ais.config import PngSelection
-from ais.errors import HeadError, ImageError, LeaseLostError, WeightsError
+from ais.errors import ConfigError, HeadError, ImageError, LeaseLostError, RunError, WeightsError
 from ais.explainer import geometry_of
 from ais.heads import HeadSource, read_record, save_head
 from ais.heatmaps import HeatmapCells
 from ais.images import Limits, decode_image
 from ais.lease import hold
 from ais.pipeline.columns import pack, replace, unpack
-from ais.pipeline.explain import BackboneSource, Explain
+from ais.pipeline.explain import BackboneSource, Explain, choose_device
 from ais.pipeline.fetch import FetchDecode, Pictures, read_image
-from ais.pipeline.manifest import ManifestSource
+from ais.pipeline.manifest import ManifestSource, versions_of
 from ais.pipeline.render import Render
 from ais.pipeline.sink import RunSink
 from ais.runs import ERRORS_SCHEMA, MANIFEST_SCHEMA, Run, results_schema, write_table
@@ -363,6 +363,12 @@ class TestExplain:
             source.load("cpu")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"compute\.device: cuda, and this machine has no GPU .*set cpu or auto"):
+        choose_device("cuda")
+
+
 class TestManifestSource:
     def parts(self, tmp_path: Path, *rows: int) -> Run:
         run = Run.at(str(tmp_path), "r", STORAGE)
@@ -394,6 +400,15 @@ class TestManifestSource:
     def test_nothing_is_left(self, tmp_path: Path) -> None:
         run = self.parts(tmp_path, 10)
         assert ManifestSource(run.manifest, np.ones(10, bool), batch=4).get_read_tasks(-1) == []
+
+    def test_a_damaged_part_is_named(self, tmp_path: Path) -> None:
+        run = self.parts(tmp_path, 10)
+        part = Path(run.manifest.path) / "part-00000.parquet"
+        part.write_bytes(part.read_bytes()[:-9])
+        with pytest.raises(RunError, match=r"part-00000\.parquet' cannot be read: .*bring it back, or give"):
+            ManifestSource(run.manifest, np.zeros(10, bool), batch=4)
+        with pytest.raises(RunError, match=r"part-00000\.parquet' cannot be read"):
+            versions_of(run.manifest, np.array([3]))
 
     def test_the_number_of_units_is_bounded(self, tmp_path: Path) -> None:
         run = self.parts(tmp_path, 45_000)

@@ -156,6 +156,12 @@ def test_files_of_another_set_are_refused(tmp_path):
     assert files(tmp_path) == before
 
 
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match=r"file' cannot be written: NotADirectoryError"):
+        make_planted(tmp_path / "file", PlantedSpec(count=1, size=64))
+
+
 @pytest.mark.parametrize("wrong", [{"count": 0}, {"size": 63}, {"seed": -1}, {"second_share": 1.1}])
 def test_impossible_specs_are_refused(wrong):
     ((name, value),) = wrong.items()

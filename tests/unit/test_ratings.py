@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ais.config import RatingsConfig
-from ais.errors import RatingsError
-from ais.ratings import Ratings, read_ratings
+from ais.errors import RatingsError, StorageError
+from ais.ratings import Ratings, held_out_images, read_ratings
 from ais.storage import Storage
 
 ROWS = [(f"{index:02d}.png", str(index / 4)) for index in range(12)]
@@ -138,6 +138,32 @@ def test_unreadable_table(tmp_path: Path, name: str) -> None:
     (tmp_path / "ratings.parquet").write_bytes(b"no parquet")
     with pytest.raises(RatingsError, match=f"{name}.* cannot be read"):
         read(str(tmp_path / name))
+
+
+def test_a_header_of_another_encoding(tmp_path: Path) -> None:
+    rows = "".join(f"{number}.png,{number},x\n" for number in range(12))
+    (tmp_path / "latin.csv").write_text(f"image,score,Größe\n{rows}", "latin-1")
+    with pytest.raises(RatingsError, match=r"latin\.csv' cannot be read as a table of ratings: .*in UTF-8"):
+        read(str(tmp_path / "latin.csv"))
+
+
+def test_predictions_that_do_not_name_the_test_split(tmp_path: Path) -> None:
+    predictions = tmp_path / "predictions.parquet"
+    pq.write_table(pa.table({"image": [f"{number}.png" for number in range(99)]}), predictions)
+    whole = predictions.read_bytes()
+    for damaged in (b"", whole[:-9], whole[:40] + bytes(99) + whole[139:]):
+        predictions.write_bytes(damaged)
+        with pytest.raises(RatingsError, match=r"predictions\.parquet' does not name the images of a test split"):
+            held_out_images(str(tmp_path), Storage())
+    pq.write_table(pa.table({"uri": ["1.png"]}), predictions)
+    with pytest.raises(RatingsError, match=r"does not name .*; copy the head's bundle whole"):
+        held_out_images(str(tmp_path), Storage())
+    predictions.unlink()
+    with pytest.raises(RatingsError, match=r"does not say which images .*held_out=false"):
+        held_out_images(str(predictions), Storage())
+    predictions.mkdir()
+    with pytest.raises(StorageError, match=r"predictions\.parquet' cannot be read: IsADirectoryError"):
+        held_out_images(str(tmp_path), Storage())
 
 
 @pytest.mark.parametrize("image", ["../secret.png", "a/../../secret.png"])

@@ -23,7 +23,7 @@ import pytest
 from py_mini_racer import MiniRacer
 
 from ais.config import ReportConfig
-from ais.errors import AisError, ConfigError, RunError
+from ais.errors import AisError, ConfigError, RunError, StorageError
 from ais.listing import ListedImage
 from ais.report import open_sources
 from ais.report.meaning import meaning_of
@@ -403,6 +403,15 @@ def test_what_does_not_belong_is_refused(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(AisError, match=said):
             open_sources(parse_config(ReportConfig, "", keys))
+    damaged = report_site.write_validation(tmp_path / "damaged", "PASSED: all of it.")
+    curves = tmp_path / "damaged" / "curves.parquet"
+    curves.write_bytes(curves.read_bytes()[:4] + bytes(200) + curves.read_bytes()[204:])
+    with pytest.raises(StorageError, match=r"validation: .*damaged' is not as this version writes it"):
+        open_sources(parse_config(ReportConfig, "", [f"run={run}", f"output={tmp_path}/o", f"validation={damaged}"]))
+    (tmp_path / "head" / "head.json").unlink()
+    (tmp_path / "head" / "head.json").mkdir()
+    with pytest.raises(StorageError, match=r"head/head\.json' cannot be read: IsADirectoryError"):
+        open_sources(parse_config(ReportConfig, "", [f"run={run}", f"output={tmp_path}/o", f"head={head}"]))
     with pytest.raises(ConfigError, match=r"near: expected list \[number, ...\], got \"high\""):
         parse_config(ReportConfig, "", [f"run={run}", "output=o", "gallery.near=high"])
 
@@ -537,6 +546,40 @@ def test_the_head_of_the_run_is_found_and_its_loss_is_noted(tmp_path: Path) -> N
     assert sources.head is not None
     assert "the importance that the run was made with" in sources.notes[0]
     assert "left out" in sources.describe()
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "predictions.parquet", "history.parquet"])
+def test_a_damaged_head_of_the_run_is_noted(tmp_path: Path, name: str) -> None:
+    paths = write_images(tmp_path / "photos", ["a.png"])
+    head = report_site.write_head(tmp_path / "head")
+    run = write_run(tmp_path, [str(paths[0])], [1.0], config_yaml=f"head: {head}\n")
+    for content in (b"{", (tmp_path / "head" / name).read_bytes()[:-9]):
+        (tmp_path / "head" / name).write_bytes(content)
+        sources = open_sources(parse_config(ReportConfig, "", [f"run={run}", f"output={tmp_path}/site"]))
+        assert sources.head is None
+        assert "the head that the run was made with: head: " in sources.notes[0]
+    (tmp_path / "head" / name).unlink()
+    (tmp_path / "head" / name).mkdir()
+    sources = open_sources(parse_config(ReportConfig, "", [f"run={run}", f"output={tmp_path}/site"]))
+    assert "cannot be read: IsADirectoryError" in sources.notes[0]
+
+
+def test_damaged_errors_are_named(tmp_path: Path) -> None:
+    run = write_run(tmp_path, [], [], failures=[("/i/a.png", "decode", "truncated")])
+    [shard] = (Path(run) / "errors").iterdir()
+    shard.write_bytes(shard.read_bytes()[:-9])
+    with pytest.raises(RunError, match=r"errors/.*parquet' cannot be read: .*repair=true"):
+        report(run, tmp_path / "site")
+
+
+def test_a_run_of_scores_only_has_no_report(tmp_path: Path) -> None:
+    paths = write_images(tmp_path / "photos", ["a.png"])
+    run = write_run(tmp_path, [str(paths[0])], [1.0])
+    record = json.loads((Path(run) / "run.json").read_text())
+    del record["identity"]["weighting"]
+    (Path(run) / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ConfigError, match="holds scores and no heatmaps; give a run of jobs"):
+        report(run, tmp_path / "site")
 
 
 def test_the_job_starts_fast_and_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -83,6 +83,10 @@ class TestListImages:
         assert listed(tmp_path / "a" / "*") == [str(tmp_path / "a/1.png"), str(tmp_path / "a/2.dat")]
         assert listed(tmp_path / "**" / "*.png") == [str(tmp_path / name) for name in ("4.png", "a/1.png", "b/3.png")]
 
+    def test_two_stars_that_are_no_whole_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(StorageError, match=r"is no pattern: .*put \*\* between slashes, as in photos/\*\*/\*\.jpg"):
+            listed(tmp_path / "**.png")
+
     def test_one_image(self, tmp_path: Path) -> None:
         touch(tmp_path / "one.png")
         assert listed(tmp_path / "one.png") == [str(tmp_path / "one.png")]
@@ -116,11 +120,12 @@ class TestListImages:
             ("a.csv", "", "cannot be read as a list of images"),
             ("a.csv", "uri,size\nx.png,large\n", "cannot be read as a list of images.*large"),
             ("a.csv", "uri,size\nx.png,1\n,2\n", "a row with an empty 'uri'"),
+            ("a.csv", "uri,Größe\nx.png,1\n", "cannot be read as a list of images: UnicodeDecodeError.*in UTF-8"),
             ("a.parquet", "not Parquet", "cannot be read as a list of images"),
         ],
     )
     def test_unusable_lists(self, tmp_path: Path, name: str, content: str, message: str) -> None:
-        (tmp_path / name).write_text(content)
+        (tmp_path / name).write_text(content, "latin-1")
         with pytest.raises(StorageError, match=message):
             listed(tmp_path / name)
 
@@ -131,6 +136,10 @@ class TestListImages:
         pq.write_table(pa.table({"uri": [["a.png"]]}), tmp_path / "nested.parquet")
         with pytest.raises(StorageError, match="cannot be read as a list"):
             listed(tmp_path / "nested.parquet")
+        twice = pa.table([pa.array(["a.png"]), pa.array(["b.png"])], names=["uri", "uri"])
+        pq.write_table(twice, tmp_path / "twice.parquet")
+        with pytest.raises(StorageError, match="cannot be read as a list of images: KeyError"):
+            listed(tmp_path / "twice.parquet")
         pq.write_table(pa.table({"uri": pa.array(["a.png"]).dictionary_encode()}), tmp_path / "coded.parquet")
         assert listed(tmp_path / "coded.parquet") == [str(tmp_path / "a.png")]
 
@@ -145,6 +154,20 @@ class TestListImages:
         answer = as_nobody(code, imports="from ais.listing import list_images\nfrom ais.storage import Storage")
         assert "StorageError" in answer
         assert f"{readable_by_all}/open/closed' cannot be walked" in answer
+
+
+def test_outputs_that_may_not_be_looked_into_are_named(readable_by_all: Path) -> None:
+    closed = readable_by_all / "closed"
+    touch(closed / "out" / "a.csv", readable_by_all / "r.csv")
+    closed.chmod(0)
+    (readable_by_all / "r.csv").chmod(0)
+    lock = f"with hold(Storage().open('{closed}/out')): pass"
+    answer = as_nobody(lock, imports="from ais.lease import hold\nfrom ais.storage import Storage")
+    assert f"StorageError: '{closed}/out/lock" in answer
+    imports = "from ais.config import ConvertConfig\nfrom ais.datasets import *\nfrom ais.storage import Storage"
+    config = f"ConvertConfig(dataset='ava', source='s', output='{readable_by_all}/r.csv')"
+    convert = f"write_converted(Rated('s', ['1.jpg'], np.ones(1), None, ''), {config}, Storage())"
+    assert f"StorageError: '{readable_by_all}/r.csv' cannot be read: PermissionError" in as_nobody(convert, imports)
 
 
 @pytest.fixture
@@ -329,6 +352,26 @@ class TestRun:
         with pytest.raises(RunError, match=r"summary\.json' is not JSON.*delete it, and start the same command again"):
             run.summary()
 
+    @pytest.mark.parametrize("content", ["[1]", '{"images": 3}'])
+    def test_a_record_of_another_shape_is_named(self, run: Run, content: str) -> None:
+        (run.folder / "run.json").write_text(content)
+        with pytest.raises(RunError, match=r"run\.json' is not as this version writes it, it lacks .*bring it back"):
+            run.record()
+        (run.folder / "summary.json").write_text("null")
+        with pytest.raises(RunError, match=r"summary\.json' is not as this version writes it.*delete it, and start"):
+            run.complete()
+
+    def test_damaged_errors_are_named_with_the_way_out(self, run: Run) -> None:
+        """By those who read more of them than their ids, which were read before."""
+        write_errors(run, "part-a-0", range(300))
+        path = Path(run.errors.path) / "part-a-0.parquet"
+        whole = path.read_bytes()
+        for damaged in (whole[:-10], whole[:4] + bytes(200) + whole[204:], b""):
+            path.write_bytes(damaged)
+            for read in (run.retry_errors, lambda: run.account(300)):
+                with pytest.raises(RunError, match=r"part-a-0\.parquet' cannot be read: .*repair=true"):
+                    read()
+
     def test_what_may_fare_better_is_tried_again(self, run: Run) -> None:
         set_out(run, 6)
         write_results(run, "part-a-0", [0])
@@ -393,3 +436,16 @@ class TestWriting:
         (run.folder / "file").write_bytes(b"0123456789")
         assert (run.folder / "file").read_bytes(limit=4) == b"01234"
         assert (run.folder / "file").read_bytes(limit=10) == b"0123456789"
+
+
+def test_folders_and_files_that_cannot_be_read_or_deleted_are_named(tmp_path: Path) -> None:
+    long = STORAGE.open(str(tmp_path / ("x" * 300)))
+    with pytest.raises(StorageError, match=r"x' cannot be read: OSError: .*File name too long"):
+        long.files()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(StorageError, match=r"folder' cannot be deleted: IsADirectoryError"):
+        STORAGE.open(str(tmp_path / "folder")).remove()
+    with pytest.raises(FileNotFoundError):
+        STORAGE.open(str(tmp_path / "missing")).remove()
+    with pytest.raises(StorageError, match=r"'zip://a/b' cannot be opened: .*check its scheme"):
+        STORAGE.open("zip://a/b")

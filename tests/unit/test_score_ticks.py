@@ -24,6 +24,7 @@ import ais.scoring.series
 from ais.backbones import load_backbone
 from ais.command_line import load_config
 from ais.config import ScoreConfig
+from ais.errors import RunError
 from ais.heads import HeadEnsemble, RegressionHead, save_head
 from ais.pipeline.heatmaps import HeatmapPlan, Work
 from ais.runs import ERRORS_SCHEMA, Run, results_schema, write_table
@@ -286,3 +287,33 @@ def test_other_pixels_are_another_series(scoring: job.Scoring) -> None:
 
     assert name(max_bytes=10) == scoring.series.name
     assert name(scaled_jpeg=True) != scoring.series.name
+
+
+@pytest.mark.usefixtures("machine")
+def test_what_the_next_scores_build_on_is_damaged(tmp_path: Path, scoring: job.Scoring) -> None:
+    first_night(tmp_path, scoring)
+    change(tmp_path)
+    snapshot = tmp_path / "scores" / at(scoring, tmp_path, None).series.state().snapshot.path
+    whole = snapshot.read_bytes()
+    for damaged in (b"", whole[:-9], whole[:100] + bytes(300) + whole[400:]):
+        snapshot.write_bytes(damaged)
+        with pytest.raises(RunError, match=r"snapshot\.parquet' cannot be read: .*restore it, or give another output"):
+            job.run_ticks(at(scoring, tmp_path, "n2"))
+    snapshot.write_bytes(whole)
+    (tmp_path / "scores" / "latest.json").write_text("[1]")
+    with pytest.raises(RunError, match=r"latest\.json' is not as this version writes it.*delete it, and"):
+        job.run_ticks(at(scoring, tmp_path, "n2"))
+    (tmp_path / "scores" / "latest.json").unlink()
+    assert job.run_ticks(at(scoring, tmp_path, "n2")) == 0
+    assert seen(tmp_path / "scores" / "latest.parquet") == AFTER
+
+
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize("name", ["run.json", "summary.json"])
+def test_a_tick_of_another_version_is_not_gone_on_with(tmp_path: Path, scoring: job.Scoring, name: str) -> None:
+    first_night(tmp_path, scoring)
+    folder = at(scoring, tmp_path, "n2").series.run("n2").folder
+    (folder / name).write_text(json.dumps({"images": 1, "listed_at": "2026-11-25T01:00:00+00:00"}))
+    with pytest.raises(RunError, match=rf"n2/{name}' is not as this version writes it, it lacks .*give another tick"):
+        job.run_ticks(at(scoring, tmp_path, "n2"))
+    assert job.run_ticks(at(scoring, tmp_path, "n3")) == 0

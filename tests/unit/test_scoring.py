@@ -523,9 +523,9 @@ class TestSeries:
         series.publish(snapshot_of(series, "t1", "t1"), START)
         series.write_state(State(snapshot_of(series, "t4", "t4"), None, "t4"))
         other = Series(series.output, "model-2")
-        (other.run("u1").folder / "run.json").write_text(
-            json.dumps({"before": {"snapshot": series.relative(series.run("t2").folder / "snapshot.parquet")}})
-        )
+        before = {"snapshot": series.relative(series.run("t2").folder / "snapshot.parquet")}
+        record = {"images": 0, "listed_at": START.isoformat(), "before": before}
+        (other.run("u1").folder / "run.json").write_text(json.dumps(record))
         other.write_state(State(None, "u1", None))
         assert prune_all(series.output, START - timedelta(days=30)) == ["model-1/t3"]
         pointer = json.loads((series.output / "latest.json").read_bytes())

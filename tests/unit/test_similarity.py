@@ -1,9 +1,13 @@
 """Similarity AIS: the rank-one algebra equals the slow way, cases by hand, what is refused. Nothing is faked."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from ais.errors import StorageError
 from ais.importance.jackknife import JackknifedAIS, jackknifed_ais
+from ais.importance.matrix import read_matrix
 from ais.importance.similarity import (
     SimilarityError,
     alignment,
@@ -19,6 +23,7 @@ from ais.importance.similarity import (
     similarity_of,
     upper_triangle,
 )
+from ais.storage import Storage
 
 
 def planted_case(images: int, dimensions: int, maps: int, first: int, scale: float = 1.0):
@@ -208,3 +213,35 @@ def test_the_diagonal_may_be_anything():
     human = np.corrcoef(np.random.default_rng(1).normal(size=(4, 9)))
     np.fill_diagonal(human, np.nan)
     assert check_human_matrix(human, 4).dtype == np.float64
+
+
+def test_files_that_hold_no_matrix(tmp_path: Path) -> None:
+    """Damaged, of another kind, or not of numbers: each reader raises errors of its own."""
+    values = np.random.default_rng(0).random((60, 60))
+    np.save(tmp_path / "whole.npy", values)
+    np.savez_compressed(tmp_path / "whole.npz", matrix=values)
+    array, archive = ((tmp_path / f"whole.{kind}").read_bytes() for kind in ("npy", "npz"))
+    np.save(tmp_path / "text.npy", np.array([["a", "b", "c"]] * 3))
+    np.savez(tmp_path / "complex.npz", matrix=values * 1j)
+    text, numbers = (tmp_path / "text.npy").read_bytes(), (tmp_path / "complex.npz").read_bytes()
+    for name, data, said in (
+        ("m.npy", b"", "cannot be read: it is no array of NumPy"),
+        ("m.npy", archive, "cannot be read: it is no array of NumPy"),
+        ("m.npy", array[:-9], "cannot be read"),
+        ("m.npy", text, "holds <U1, not numbers; save it again"),
+        ("m.npz", b"", "cannot be read: it is no archive of arrays"),
+        ("m.npz", array, "cannot be read: it is no archive of arrays"),
+        ("m.npz", archive[:-99], "cannot be read: File is not a zip file"),
+        ("m.npz", archive[:999] + bytes(99) + archive[1098:], "cannot be read: Bad CRC-32"),
+        ("m.npz", numbers, "holds complex128, not numbers"),
+        ("m.csv", b"1," + b"2" * 200_000, "cannot be read: field larger than field limit"),
+        ("m.csv", "Größe,1\n".encode("latin-1"), "cannot be read"),
+    ):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(SimilarityError, match=said):
+            read_matrix(str(tmp_path / name), Storage())
+    with pytest.raises(SimilarityError, match="does not exist"):
+        read_matrix(str(tmp_path / "m.csv" / "m.npy"), Storage())
+    (tmp_path / "folder.npy").mkdir()
+    with pytest.raises(StorageError, match=r"folder\.npy' cannot be read: IsADirectoryError"):
+        read_matrix(str(tmp_path / "folder.npy"), Storage())

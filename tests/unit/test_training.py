@@ -6,14 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from ais.config import FitConfig, HeadConfig
-from ais.errors import RatingsError
+from ais.backbones import Weights
+from ais.config import BackboneConfig, FitConfig, HeadConfig, RatingsConfig, TrainConfig
+from ais.embeddings import EmbeddingCache
+from ais.errors import HeadError, RatingsError
 from ais.heads import RegressionHead
 from ais.ratings import Ratings
-from ais.training.bundle import held_out_mean, repeated
+from ais.storage import Storage
+from ais.training.bundle import describe_finished, held_out_mean, repeated
+from ais.training.fit import _furthest
+from ais.training.prepare import PreparedTraining
 from ais.training.splits import Split, draw_test_split, variant_splits
 from ais.training.standardisation import Standardisation
 from ais.training.variant import VariantFit
+from tests.tiny import TINY
 
 
 def ratings_of(scores: np.ndarray, splits: np.ndarray | None = None) -> Ratings:
@@ -172,3 +178,27 @@ def test_variants_differ() -> None:
     first.run_epoch()
     second.run_epoch()
     assert first.validation_rmse != second.validation_rmse
+
+
+def test_a_complete_bundle_without_its_metrics(tmp_path: Path) -> None:
+    config = TrainConfig(
+        ratings=RatingsConfig(path="r.csv"), output=str(tmp_path), backbone=BackboneConfig(name="tiny")
+    )
+    weights = Weights("random", "", seed=0)
+    cache = EmbeddingCache(str(tmp_path), "", Storage())
+    prepared = PreparedTraining(config, Storage(), ratings_of(np.arange(9.0)), TINY, weights, cache, {})
+    with pytest.raises(HeadError, match=r"is complete, but its metrics\.json cannot be used: FileNotFoundError"):
+        describe_finished(prepared)
+    for content in ("{", "[]", '{"test": {"n": 3}}'):
+        (tmp_path / "metrics.json").write_text(content)
+        with pytest.raises(HeadError, match=r"metrics\.json cannot be used: .*copy the bundle whole"):
+            describe_finished(prepared)
+
+
+def test_a_state_of_another_version_is_passed_over(tmp_path: Path) -> None:
+    for name, state in (("a", {"epochs": 3}), ("b", {"finished": [1], "running": None}), ("c", [1])):
+        (tmp_path / name).mkdir()
+        torch.save(state, tmp_path / name / "state.pt")
+    furthest = _furthest(Storage().open(str(tmp_path)))
+    assert furthest is not None
+    assert furthest.path == str(tmp_path / "b" / "state.pt")

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from scipy import stats
 from torchvision.models import resnet18
 
@@ -930,6 +931,19 @@ class TestJob:
         assert document["conclusion"] in printed
         assert "The backbone is UNTRAINED" in printed
         assert (tmp_path / "verdict.txt").read_text().strip() in printed
+
+    def test_masks_that_fill_no_cell(self, planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """Of objects smaller than half a cell of the maps, or none at all: nothing to tell the maps apart by."""
+        (tmp_path / "masks").mkdir()
+        for path in (planted / "masks").iterdir():
+            with Image.open(path) as mask:
+                Image.new("L", mask.size).save(tmp_path / "masks" / path.name)
+        more = [f"masks={tmp_path}/masks", "images_limit=2", "steps=2", "protocol=false"]
+        assert main(arguments(planted, tmp_path / "out", "true", *more)) == 0
+        document = json.loads((tmp_path / "out" / "validation.json").read_text())
+        assert set(document["heatmaps"]["random_head_separation"]) == {None}
+        assert outcomes(tmp_path / "out")["ais separates"] == "not measured"
+        assert "nan" not in capsys.readouterr().out
 
     def test_a_head_fitted_to_shuffled_ratings_fails(self, planted: Path, tmp_path: Path) -> None:
         assert main(arguments(planted, tmp_path, "shuffled")) == 0

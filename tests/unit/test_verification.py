@@ -17,12 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ais.errors import DamagedError, RunError
+from ais.errors import DamagedError, RunError, StorageError
 from ais.pipeline.sink import write_pngs
 from ais.runs import ERRORS_SCHEMA, SELECTED_PICTURES, ListedImage, Run, results_schema
-from ais.shards import check_seal, parquet_bytes, write_table
+from ais.shards import check_seal, parquet_bytes, read_sealed, write_table
 from ais.storage import Storage
-from ais.verification import repair, verify
+from ais.verification import _read_pictures, repair, verify
 
 LISTED = 12
 
@@ -241,3 +241,15 @@ def test_a_seal_is_in_nobodys_way(tmp_path: Path) -> None:
     pq.write_table(table, plain)
     with pytest.raises(DamagedError, match="no seal"):
         check_seal(plain.getvalue())
+
+
+def test_a_file_that_cannot_be_read_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repair would delete it: without credentials the same files are in a bucket that does not answer."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    place = Storage(endpoint_url="http://127.0.0.1:9").open("s3://somebody/shard")
+    for read in (read_sealed, _read_pictures):
+        with pytest.raises(StorageError, match="'s3://somebody/shard' cannot be read: NoCredentialsError"):
+            read(place)

@@ -297,6 +297,14 @@ def test_truncated_checkpoint_is_refused(state: State, tmp_path: Path) -> None:
 def test_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"nowhere\.pth' is not a file"):
         load_backbone("tiny", weights=str(tmp_path / "nowhere.pth"))
+    with pytest.raises(WeightsError, match=r"cannot be read: OSError: .*File name too long.*check its permissions"):
+        load_backbone("tiny", weights=str(tmp_path / ("x" * 300)))
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match=r"the cache '.*file/weights' cannot be written: .*set XDG_CACHE_HOME"):
+        load_backbone("tiny", weights="memory://weights/w.pth", cache=tmp_path / "file")
 
 
 def test_digest_of_a_file_is_checked(state: State, tmp_path: Path) -> None:
