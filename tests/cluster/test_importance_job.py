@@ -312,7 +312,7 @@ def test_sets_that_say_nothing_are_refused(folder, head, tmp_path, objective, sc
     rows = [f"{folder}/{number:02d}.png,{score}" for number, score in enumerate(scores)]
     listed = tmp_path / "listed.csv"
     listed.write_text("\n".join([f"{'image' if objective == 'error' else 'uri'},score", *rows]))
-    key = "ratings" if objective == "error" else "images"
+    key = "ratings.path" if objective == "error" else "images"
     with pytest.raises(error, match=message):
         importance.main([f"objective={objective}", f"{key}={listed}", f"head={head}", f"output={tmp_path}/out"])
     assert not (tmp_path / "out").exists()
