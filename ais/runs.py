@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import posixpath
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,11 +31,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ais.errors import DamagedError, RunError, StorageError
+from ais.errors import DamagedError, RunError
 from ais.lease import Fence
 from ais.listing import ListedImage
 from ais.shards import PNG_KEY, damaged, read_ids, read_sealed, read_table, write_table
-from ais.storage import Folder, Storage, explain
+from ais.storage import Folder, Storage, read_json
 
 _MANIFEST_ROWS = 100_000
 _READERS, _READ_AHEAD = 16, 256
@@ -208,7 +208,7 @@ class Run:
             StorageError: it cannot be read.
         """
         way_out = "bring it back, or give another run_id or output"
-        return _read_json(self.folder / "run.json", way_out, ("images", "listed_at"))
+        return read_json(self.folder / "run.json", ("images", "listed_at"), way_out)
 
     def summary(self) -> dict[str, Any] | None:
         """Return ``summary.json``, or ``None`` where the run is not complete.
@@ -216,7 +216,7 @@ class Run:
         Raises:
             As `record`.
         """
-        return _read_json(self.folder / "summary.json", "delete it, and start the same command again")
+        return read_json(self.folder / "summary.json")
 
     def complete(self) -> dict[str, Any] | None:
         """Return ``summary.json`` if the run is complete: it is there, and so are all the shards that it counts."""
@@ -374,23 +374,6 @@ def read_all_ids(shards: list[Folder]) -> Iterator[tuple[Folder, np.ndarray, dic
             some = shards[start : start + _READ_AHEAD]
             for shard, (ids, metadata) in zip(some, pool.map(read_ids, some), strict=True):
                 yield shard, ids, metadata
-
-
-def _read_json(place: Folder, way_out: str, needed: Sequence[str] = ()) -> dict[str, Any] | None:
-    try:
-        document = json.loads(place.read_bytes())
-        lacking = [key for key in needed if key not in document] if isinstance(document, dict) else ["everything"]
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except ValueError as error:
-        raise RunError(f"{place.address!r} is not JSON: {error}; it was damaged: {way_out}") from error
-    except Exception as error:  # each filesystem raises its own kinds
-        raise StorageError(
-            f"{place.address!r} cannot be read: {explain(error)}; check the address and the access to it"
-        ) from error
-    if lacking:
-        raise RunError(f"{place.address!r} is not as this version writes it, it lacks {lacking[0]}: {way_out}")
-    return document
 
 
 def _chunks(items: Iterable[ListedImage], size: int) -> Iterator[list[ListedImage]]:

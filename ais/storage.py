@@ -6,6 +6,7 @@ import errno
 import fcntl
 import fnmatch
 import hashlib
+import json
 import os
 import posixpath
 import random
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from fsspec import AbstractFileSystem
 from fsspec.asyn import sync
 from fsspec.implementations.local import LocalFileSystem
 
-from ais.errors import AisError, ChangedError, StorageError, WeightsError
+from ais.errors import AisError, ChangedError, RunError, StorageError, WeightsError
 from ais.secrets import redact, refuse_secrets
 
 # Three layers try again: botocore a request, s3fs a whole answer (a body that ended early), and `tried` what neither
@@ -478,6 +479,45 @@ def scratch_folder(prefix: str) -> Iterator[Path]:
             f"no room for scratch files in {tempfile.gettempdir()!r}: {explain(error)}; make some, or set TMPDIR to a "
             "folder that has more"
         ) from error
+
+
+_ANEW = "delete it, and start the same command again"
+
+
+def read_json(place: Folder, needed: Sequence[str] = (), way_out: str = _ANEW) -> dict[str, Any] | None:
+    """Read a small JSON file; ``None`` where there is none.
+
+    Args:
+        place: of the file.
+        needed: keys that it has to have.
+        way_out: what to do about one that cannot be used, for the message.
+
+    Raises:
+        RunError: it is no JSON object, or lacks a key.
+        StorageError: it cannot be read.
+    """
+    try:
+        with reading(place):
+            data = place.read_bytes()
+        document = json.loads(data)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        raise RunError(f"{place.address!r} is not JSON: {error}; it was damaged: {way_out}") from error
+    check_keys(place, document, needed, way_out)
+    found: dict[str, Any] = document
+    return found
+
+
+def check_keys(place: Folder, document: object, needed: Sequence[str], way_out: str) -> None:
+    """Refuse a document of another version of this package.
+
+    Raises:
+        RunError: it is no JSON object, or lacks a key.
+    """
+    lacking = [key for key in needed if key not in document] if isinstance(document, dict) else ["everything"]
+    if lacking:
+        raise RunError(f"{place.address!r} is not as this version writes it, it lacks {lacking[0]}: {way_out}")
 
 
 def default_cache() -> Path:

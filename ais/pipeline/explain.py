@@ -43,8 +43,12 @@ class BackboneSource:
     fingerprint: str
     storage: Storage
 
-    def load(self, device: str) -> Backbone:
+    def load(self, device: str, *, compiled: bool = False) -> Backbone:
         """Load it.
+
+        Args:
+            device: ``"cuda"`` or ``"cpu"``.
+            compiled: its trunk by `torch.compile`.
 
         Raises:
             WeightsError: these are not the weights that the driver saw.
@@ -63,6 +67,8 @@ class BackboneSource:
                 f"the weights here have fingerprint {backbone.weights.fingerprint}, the driver saw {self.fingerprint}: "
                 "the file changed, or this machine has another release of torch; give all machines the same"
             )
+        if compiled:
+            backbone.compile_trunk()
         return backbone
 
 
@@ -124,9 +130,7 @@ class Score:
     ) -> None:
         set_up_process(threads)
         self._device = choose_device(device)
-        backbone = source.load(self._device)
-        if compile_trunk:
-            backbone.compile_trunk()
+        backbone = source.load(self._device, compiled=compile_trunk)
         self._explainer = Explainer(
             backbone,
             head.load(),

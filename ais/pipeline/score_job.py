@@ -40,11 +40,11 @@ from ais.scoring.collection import (
     listing_tables,
 )
 from ais.scoring.drift import Drift, Shares, Thresholds, compare, quantiles, sorted_scores
-from ais.scoring.files import read_json, read_kept, read_tables, upload, write_tables
+from ais.scoring.files import read_kept, read_tables, upload, write_tables
 from ais.scoring.series import Series, Snapshot, State, duration, prune_all, tick_of
 from ais.scoring.sorting import first_of_each, sort_by_uri
 from ais.settings import to_yaml
-from ais.storage import absolute, scratch_folder
+from ais.storage import absolute, check_keys, read_json, scratch_folder
 
 LOOK_AT_ME = 4
 
@@ -163,11 +163,8 @@ class Tick:
         Raises:
             RunError: the document lacks a key.
         """
-        if lacking := [key for key in needed if key not in document]:
-            raise RunError(
-                f"{(self._run.folder / name).address!r} is not as this version writes it, it lacks {lacking[0]}; give "
-                "another tick, or finish or delete the run with the version that began it"
-            )
+        way_out = "give another tick, or finish or delete the run with the version that began it"
+        check_keys(self._run.folder / name, document, needed, way_out)
 
     def _go_on_under(self, limits: dict[str, Any]) -> None:
         """Finish a run under the limits that its first errors were found under: others are for the next night."""

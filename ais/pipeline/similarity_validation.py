@@ -103,9 +103,7 @@ def read_sample(prepared: PreparedSimilarityValidation) -> np.ndarray:
 def measure(prepared: PreparedSimilarityValidation, pixels: np.ndarray) -> SimilarityFindings:
     """Measure everything, in this process."""
     config = prepared.config
-    backbone = prepared.model.source.load(choose_device(config.compute.device))
-    if config.compute.compile:
-        backbone.compile_trunk()
+    backbone = prepared.model.source.load(choose_device(config.compute.device), compiled=config.compute.compile)
     network = Network(
         backbone=backbone,
         batch_size=config.compute.batch_size or _BATCH,

@@ -271,9 +271,7 @@ def _read_mask(address: str, size: tuple[int, ...], limits: Limits, storage: Sto
 def measure(prepared: PreparedValidation, sample: Sample) -> Findings:
     """Measure everything, in this process."""
     config, model = prepared.config, prepared.model
-    backbone = model.source.load(choose_device(config.compute.device))
-    if config.compute.compile:
-        backbone.compile_trunk()
+    backbone = model.source.load(choose_device(config.compute.device), compiled=config.compute.compile)
     assert config.head is not None
     assert backbone.layer is not None
     head = HeadSource(config.head, prepared.head, prepared.storage).load().to(backbone.mean.device).eval()

@@ -2,53 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import posixpath
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ais.errors import RunError, StorageError
-from ais.storage import Folder, download, explain, reading, tried
+from ais.storage import Folder, download, explain, tried
 
 _READ_ROWS = 65_536
 _ROW_GROUP = 131_072
-
-
-def read_json(place: Folder, needed: Sequence[str] = ()) -> dict[str, Any] | None:
-    """Read a small JSON file; ``None`` where there is none.
-
-    Args:
-        place: of the file.
-        needed: keys that it has to have.
-
-    Raises:
-        RunError: it is not JSON, or lacks a key.
-        StorageError: it cannot be read.
-    """
-    try:
-        with reading(place):
-            data = place.read_bytes()
-        document = json.loads(data)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except ValueError as error:
-        raise RunError(
-            f"{place.address!r} is not JSON: {error}; it was damaged: delete it, and start the same command again"
-        ) from error
-    lacking = [key for key in needed if key not in document] if isinstance(document, dict) else ["everything"]
-    if lacking:
-        raise RunError(
-            f"{place.address!r} is not as this version writes it, it lacks {lacking[0]}; delete it, and start the same "
-            "command again"
-        )
-    return document
 
 
 def write_tables(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:

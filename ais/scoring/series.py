@@ -38,8 +38,8 @@ from typing import Any
 from ais.errors import RunError
 from ais.lease import Fence
 from ais.runs import Run
-from ais.scoring.files import copy, read_json
-from ais.storage import Folder, reading, tried
+from ais.scoring.files import copy
+from ais.storage import Folder, read_json, reading, tried
 
 _UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 

@@ -4,7 +4,6 @@ A full disk and a read-only one (a small filesystem in memory, which needs root 
 server that refuses. Nothing is faked but AWS.
 """
 
-import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from ais.verification import verify
 from jobs.heatmaps import main
 from tests.cluster.test_heatmaps_job import command
 from tests.s3.server import S3Server
+from tests.small_disk import small_disk
 
 # Ray's own context copies its deprecated settings.
 pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning:ray")
@@ -40,13 +40,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A filesystem of its own, read-only at first."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small filesystem needs root")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=64k", "tmpfs", str(folder)], check=True)
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    with small_disk(tmp_path / "disk", "ro,size=64k") as folder:
+        yield folder
 
 
 def remount(disk: Path, options: str) -> None:

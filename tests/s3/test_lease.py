@@ -1,15 +1,14 @@
 """The lock on S3: moto's server, one run of it behind the faulty proxy. Nothing is faked but AWS itself."""
 
-import threading
-import time
 from collections.abc import Callable
 
 import pytest
 
 import ais.lease
 from ais.errors import LeaseLostError, LockedError, StorageError
-from ais.lease import Fence, hold
+from ais.lease import Lease, hold
 from ais.storage import Storage
+from tests.contention import contend
 from tests.s3.proxy import Faults, FaultyProxy
 from tests.s3.server import S3Server
 
@@ -19,30 +18,15 @@ def test_of_many_that_come_together_one_gets_it_whatever_requests_fail(
 ) -> None:
     proxy = faulty_proxy(Faults.each(0.1), seed=1)
     folder = Storage(endpoint_url=proxy.endpoint_url).open(f"{bucket}/out/runs/first")
-    got: list[Fence] = []
-    gate, done = threading.Barrier(6), threading.Event()
 
-    def contend() -> None:
-        gate.wait()
-        try:
-            with hold(folder, lease_s=120) as lease:
-                got.append(lease.fence)
-                done.wait()
-                lease.renew()
-                lease.check()
-        except LockedError:
-            pass
+    def meanwhile() -> None:
+        assert s3.keys(f"{bucket}/out/runs/first/lock/0") == ["out/runs/first/lock/000001.json"]
 
-    threads = [threading.Thread(target=contend) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    end = time.monotonic() + 120
-    while sum(thread.is_alive() for thread in threads) > 1 and time.monotonic() < end:
-        time.sleep(0.05)
-    assert s3.keys(f"{bucket}/out/runs/first/lock/0") == ["out/runs/first/lock/000001.json"]
-    done.set()
-    for thread in threads:
-        thread.join()
+    def still_held(lease: Lease) -> None:
+        lease.renew()
+        lease.check()
+
+    got = contend(folder, 6, 120, 120, meanwhile, still_held)
     assert len(got) == 1
     assert sum(count for fault, count in proxy.counts().items() if fault != "requests") > 0
 

@@ -5,21 +5,20 @@ Real Ray workers, real HTTP; nothing is faked. The backbone is a tiny one with r
 
 import io
 import json
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import ais.lease
-from ais.errors import ChangedError, ImageError, LeaseLostError, LockedError, StorageError
+from ais.errors import ChangedError, ImageError, LeaseLostError, StorageError
 from ais.images import Limits
-from ais.lease import Fence, hold
+from ais.lease import Lease, hold
 from ais.listing import list_images
 from ais.pipeline.fetch import read_image
 from ais.storage import Storage
 from jobs.heatmaps import main as heatmaps
+from tests.contention import contend
 from tests.s3.proxy import Faults, FaultyProxy
 from tests.s3.rclone import RcloneServer
 from tests.s3.server import SECRET_KEY
@@ -110,28 +109,7 @@ def test_the_lock_where_conditions_are_ignored(rclone: RcloneServer, monkeypatch
         rclone.client.put_object(Bucket="locks", Key="unconditional", Body=io.BytesIO(b""), IfNoneMatch="*")
     monkeypatch.setattr(ais.lease, "_machine", lambda: None)  # as if each holder were on a machine of its own
     folder = Storage(endpoint_url=rclone.endpoint_url).open(f"{bucket}/run")
-    got: list[Fence] = []
-    gate, done = threading.Barrier(5), threading.Event()
-
-    def contend() -> None:
-        gate.wait()
-        try:
-            with hold(folder, lease_s=120) as lease:
-                got.append(lease.fence)
-                done.wait()
-                lease.check()
-        except LockedError:
-            pass
-
-    threads = [threading.Thread(target=contend) for _ in range(5)]
-    for thread in threads:
-        thread.start()
-    end = time.monotonic() + 60
-    while sum(thread.is_alive() for thread in threads) > 1 and time.monotonic() < end:
-        time.sleep(0.05)
-    done.set()
-    for thread in threads:
-        thread.join()
+    got = contend(folder, 5, 120, 60, at_last=Lease.check)
     assert len(got) == 1, "and it still had it when the others had given up"
     monkeypatch.setattr(ais.lease.Lease, "_keep", lambda _: None)  # a paused process does not renew
     with (

@@ -1,11 +1,12 @@
 """What all unit tests share."""
 
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.small_disk import small_disk
 
 # Two processes of several threads each on the same cores wait for each other: a forward pass of ResNet-152 that takes
 # 0.2 s then takes 7 s. Read when torch is first imported, and by processes that tests start.
@@ -21,11 +22,6 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
     """A small filesystem, in memory, with room for folders and none for files."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small filesystem needs root")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(folder)], check=True)
-    (folder / "full").write_bytes(bytes(4096))
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    with small_disk(tmp_path / "disk", "size=4k") as folder:
+        (folder / "full").write_bytes(bytes(4096))
+        yield folder

@@ -22,8 +22,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 import ais.lease
 from ais.errors import LockedError, StorageError
-from ais.lease import Fence, hold
+from ais.lease import hold
 from ais.storage import Folder, Storage
+from tests.contention import contend
 
 ROOT = Path(__file__).parents[2]
 HOLDER = """
@@ -123,27 +124,7 @@ def test_one_holder_at_a_time_and_nothing_of_it_left(folder: Folder) -> None:
 def test_of_many_that_come_together_one_gets_it(folder: Folder) -> None:
     leave_behind(folder, lease_s=0)
     time.sleep(1.2)  # until it has expired
-    got: list[Fence] = []
-    gate, done = threading.Barrier(8), threading.Event()
-
-    def contend() -> None:
-        gate.wait()
-        try:
-            with hold(folder, lease_s=30) as lease:
-                got.append(lease.fence)
-                done.wait()
-        except LockedError:
-            pass
-
-    threads = [threading.Thread(target=contend) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    end = time.monotonic() + 30
-    while sum(thread.is_alive() for thread in threads) > 1 and time.monotonic() < end:
-        time.sleep(0.01)
-    done.set()
-    for thread in threads:
-        thread.join()
+    got = contend(folder, 8, 30, 30)
     assert len(got) == 1
     assert got[0].generation == 5
 
