@@ -192,22 +192,48 @@ def _acquire(place: Folder, lease_s: float, wait: bool, notice: Callable[[str], 
     holder = {**_facts(), "token": uuid.uuid4().hex, "lease_s": lease_s}
     made = _missing_folders(Path(place.path)) if place.local else ()
     for _ in range(_ATTEMPTS):
-        generation = _highest(place)
-        if generation:
-            _await_free(place, generation, wait, notice)
+        before = _generations(place)
+        generation = max(before, default=0)
+        if generation and not _await_free(place, generation, wait, notice):
+            continue  # cleared away, so the count begins anew
         fence = Fence(place, generation + 1, str(holder["token"]))
-        if _create(place, _file_name(generation + 1), holder):
-            with suppress(LeaseLostError):  # then another was faster: look again
-                fence.check()
-                for old in place.files("*.json"):
-                    if _generation(old) <= generation:
-                        with suppress(OSError, StorageError):
-                            old.remove()
-                return Lease(fence, lease_s, holder, made)
+        if not _create(place, _file_name(generation + 1), holder):
+            continue
+        if _is_alone(fence, before):
+            for old in place.files("*.json"):
+                if _generation(old) <= generation:
+                    with suppress(OSError, StorageError):
+                        old.remove()
+            return Lease(fence, lease_s, holder, made)
+        _withdraw(fence)
     raise StorageError(
         f"the lock {place.address!r} cannot be taken: something else is in its place, or it changes all the time; "
         "move away what is there, and start again"
     )
+
+
+def _is_alone(fence: Fence, before: set[int]) -> bool:
+    """Whether nobody else has the lock that was just taken.
+
+    Where a holder clears its files away, one contender may count on from them while another begins anew.
+
+    Args:
+        fence: of who asks.
+        before: generations that were there when it looked.
+    """
+    try:
+        fence.check()
+    except LeaseLostError:
+        return False
+    return not fence.place.local or not _generations(fence.place) - before - {fence.generation}
+
+
+def _withdraw(fence: Fence) -> None:
+    """Delete one's own file of a lock that another has: it would look like a holder that lives."""
+    record = _read(fence.place, fence.generation)
+    if record is not None and record.get("token") == fence.token:
+        with suppress(OSError, StorageError):
+            (fence.place / _file_name(fence.generation)).remove()
 
 
 def _missing_folders(folder: Path) -> tuple[Path, ...]:
@@ -216,17 +242,19 @@ def _missing_folders(folder: Path) -> tuple[Path, ...]:
     return (folder, *itertools.takewhile(lambda parent: not os.path.exists(parent), folder.parents))
 
 
-def _await_free(place: Folder, generation: int, wait: bool, notice: Callable[[str], object]) -> None:
-    """Return when the lock of this generation may be taken over, or is gone."""
+def _await_free(place: Folder, generation: int, wait: bool, notice: Callable[[str], object]) -> bool:
+    """Return True when the lock of this generation may be taken over, False when it is gone."""
     first: float | None = None
     failures = 0
     while True:
         record = _read(place, generation)
-        if record is None or _RELEASED in record or _is_dead(record):
-            return
+        if record is None:
+            return False
+        if _RELEASED in record or _is_dead(record):
+            return True
         renewed = _modified(place / _file_name(generation))
         if renewed is None:
-            return
+            return False
         try:
             left = renewed + _lease_s(record) + _SLACK_S - _store_now(place)
         except StorageError:
@@ -236,7 +264,7 @@ def _await_free(place: Folder, generation: int, wait: bool, notice: Callable[[st
             time.sleep(random.uniform(0, 0.05))  # its holder clears away just now
             continue
         if left < 0:
-            return
+            return True
         if not wait or _is_alive(record) or (first is not None and renewed > first):
             expires = datetime.now(UTC) + timedelta(seconds=left)
             raise LockedError(place.address, _describe(record), record, expires)
@@ -277,7 +305,7 @@ def _link(final: Path, data: bytes) -> bool:
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
             partial.write_bytes(data)
-        except FileNotFoundError:  # its last holder clears away just now
+        except (FileNotFoundError, FileExistsError):  # its last holder clears away just now, or no folder is there
             return False
         try:
             os.link(partial, final)
@@ -296,7 +324,11 @@ def _link(final: Path, data: bytes) -> bool:
 
 def _highest(place: Folder) -> int:
     """The highest generation there, 0 if there is none."""
-    return max((_generation(file) for file in place.files("*.json")), default=0)
+    return max(_generations(place), default=0)
+
+
+def _generations(place: Folder) -> set[int]:
+    return {_generation(file) for file in place.files("*.json")} - {0}
 
 
 def _read(place: Folder, generation: int) -> dict[str, Any] | None:

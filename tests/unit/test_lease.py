@@ -129,6 +129,20 @@ def test_of_many_that_come_together_one_gets_it(folder: Folder) -> None:
     assert got[0].generation == 5
 
 
+def test_who_began_anew_beside_a_holder_leaves_nothing(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a look at a folder that its last holder was clearing away, while another counted on from it."""
+    leave_behind(folder, lease_s=0)
+    time.sleep(1.2)  # until it has expired
+    look = ais.lease._generations
+    with hold(folder) as lease:
+        looks = iter([set()])
+        monkeypatch.setattr(ais.lease, "_generations", lambda place: next(looks, None) or look(place))
+        with pytest.raises(LockedError), hold(folder):
+            pass
+        assert look(folder / "lock") == {lease.fence.generation}
+        lease.check()
+
+
 def test_taken_and_released_all_the_time(tmp_path: Path) -> None:
     """Whoever takes the lock while it is cleared away either gets it or is told who has it."""
     folder, inside = Storage().open(str(tmp_path / "run")), []
