@@ -135,8 +135,8 @@ def test_who_began_anew_beside_a_holder_leaves_nothing(folder: Folder, monkeypat
     time.sleep(1.2)  # until it has expired
     look = ais.lease._generations
     with hold(folder) as lease:
-        looks = iter([set()])
-        monkeypatch.setattr(ais.lease, "_generations", lambda place: next(looks, None) or look(place))
+        nothing: list[set[int]] = [set()]
+        monkeypatch.setattr(ais.lease, "_generations", lambda place: nothing.pop() if nothing else look(place))
         with pytest.raises(LockedError), hold(folder):
             pass
         assert look(folder / "lock") == {lease.fence.generation}
