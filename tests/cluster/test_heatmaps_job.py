@@ -613,7 +613,7 @@ class TestImportance:
     ) -> None:
         arguments = [f"images={nested}", f"output={nested}/no", f"head={head}", f"importance={importance}"]
         code, said = command([*arguments, "backbone.layer=features.3"], monkeypatch, capsys)
-        assert code == 1
+        assert code == 2
         assert "the importance was made with layer 'features.6', not 'features.3'" in said
         assert not (nested / "no").exists()
 
