@@ -3,6 +3,7 @@
 import difflib
 import io
 import os
+import select
 import shlex
 import signal
 import sys
@@ -84,13 +85,9 @@ def _refuse_lost_outputs(config: BaseModel) -> None:
     """Refuse what a submitted job would write into its unpacked copy of the working directory, which is deleted.
 
     Raises:
-        ConfigError: there is something, or the working directory was deleted already.
+        ConfigError: there is something.
     """
-    try:
-        here = os.getcwd()
-    except FileNotFoundError as error:
-        raise ConfigError("the working directory was deleted; change to one that is there, and start again") from error
-    if _UNPACKED not in here:
+    if _UNPACKED not in os.getcwd():
         return
     lost = [
         f"{key}: {show(value)} is relative, and this job runs in a copy of the submitted folder that is deleted after"
@@ -126,6 +123,7 @@ def run_job(main: Callable[[list[str]], int]) -> NoReturn:
       2  the configuration is wrong, or something that it names cannot be used: the same command would fail again
       3  somebody else writes the same output (`LockedError`, `LeaseLostError`); try again when they are done
     130  Ctrl-C, as shells do
+    141  whoever reads standard output has gone, as of ``| head``; the same command continues
     143  told to end (SIGTERM), as shells do
     ===  ====================================================================================================
     """
@@ -140,6 +138,7 @@ def run_job(main: Callable[[list[str]], int]) -> NoReturn:
 
     signal.signal(signal.SIGTERM, terminate)
     try:
+        _check_working_directory()
         code = main(sys.argv[1:])
     except AisError as error:
         print(redact(f"error: {error}"), file=sys.stderr)
@@ -148,7 +147,33 @@ def run_job(main: Callable[[list[str]], int]) -> NoReturn:
         told_to = bool(told) or isinstance(interrupt, TerminatedInterrupt)  # of which Ray makes a plain one
         print("told to end" if told_to else "interrupted", file=sys.stderr)
         code = 128 + signal.SIGTERM if told_to else 130
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        code = 128 + signal.SIGPIPE
     sys.exit(code)
+
+
+def _check_working_directory() -> None:
+    """Refuse to work in a folder that was deleted, where no relative path means anything.
+
+    Raises:
+        ConfigError: it was.
+    """
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise ConfigError("the working directory was deleted; change to one that is there, and start again") from error
+
+
+def _nobody_reads() -> bool:
+    """Whether the other end of standard output is closed, as by ``| head``; what is left to say goes nowhere then."""
+    other_end = select.poll()
+    other_end.register(sys.stdout.fileno(), 0)
+    if not any(events & (select.POLLERR | select.POLLHUP) for _, events in other_end.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains of it at its exit
+    return True
 
 
 class _Arguments(NamedTuple):

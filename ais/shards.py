@@ -14,14 +14,15 @@ import io
 import struct
 import tarfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ais.errors import DamagedError, RunError
+from ais.errors import DamagedError, RunError, StorageError
 from ais.storage import Folder, reading, tried
 
 _ROW_GROUP = 4096  # what a reader has to fetch to see a few rows
@@ -81,7 +82,7 @@ def read_sealed(shard: Folder) -> tuple[pq.ParquetFile, int]:
         DamagedError: it is damaged.
         StorageError: it cannot be read.
     """
-    with reading(shard):
+    with _reading(shard):
         data = shard.read_bytes()
     check_seal(data)
     try:
@@ -106,7 +107,7 @@ def read_ids(shard: Folder, name: str = "image_id") -> tuple[np.ndarray, dict[st
         RunError: the file is not whole; nothing here writes such a file, so it was damaged later.
         StorageError: it cannot be read, for now.
     """
-    with reading(shard):
+    with _reading(shard):
         try:
             table = tried(lambda: _columns(shard, [name]))
         except (pa.ArrowInvalid, KeyError) as error:
@@ -122,12 +123,29 @@ def read_table(shard: Folder, columns: list[str]) -> pa.Table:
         RunError: the file is not whole.
         StorageError: it cannot be read, for now.
     """
-    with reading(shard):
+    with _reading(shard):
         data = shard.read_bytes()
     try:
         return pq.read_table(pa.BufferReader(data), columns=columns)
     except (pa.ArrowException, OSError, KeyError) as error:  # Arrow raises OSError too
         raise damaged(shard, error) from error
+
+
+@contextmanager
+def _reading(shard: Folder) -> Iterator[None]:
+    """As `ais.storage.reading`; a shard that is gone was there when its folder was listed.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    try:
+        with reading(shard):
+            yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise StorageError(
+            f"{shard.address!r} was there a moment ago and is gone; find out what deletes or moves it, and start the "
+            "same command again"
+        ) from error
 
 
 def damaged(shard: Folder, error: Exception) -> RunError:

@@ -120,6 +120,7 @@ def load_backbone(
     storage: Storage = Storage(),  # noqa: B008 - frozen
     cache: Path | None = None,
     device: str | torch.device = "cpu",
+    inspected: bool = False,
 ) -> Backbone:
     """Load a backbone and check its layer by a forward pass.
 
@@ -132,13 +133,16 @@ def load_backbone(
         storage: how to reach remote addresses.
         cache: folder for downloads.
         device: where the network is put.
+        inspected: the caller has seen the result of `inspect_layer`, which is otherwise asked first: a layer that
+            does not exist is refused before weights are fetched for it. The forward pass checks it in any case.
 
     Raises:
         BackboneError: unknown name or layer, or a layer that cannot be ablated.
         WeightsError: the weights cannot be had or do not fit.
     """
     spec = name if isinstance(name, BackboneSpec) else get_spec(name)
-    inspect_layer(spec, layer)
+    if not inspected:
+        inspect_layer(spec, layer)
     found, path = resolve_weights(spec, weights, seed, sha256, storage, cache)
     if path is None:
         assert found.seed is not None

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from math import fsum
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit  # not scipy.stats, which takes longer to import than a worker to add up
 
 QUANTITIES = ("effect", "error_effect", "dual")
 
@@ -81,7 +81,7 @@ class EffectSums:
             return nothing, nothing
         mean = self.sums[index] / count
         variance = np.maximum(self.squares[index] - count * mean**2, 0) / (count - 1)
-        reach = stats.t.ppf(0.5 + confidence / 2, count - 1) * np.sqrt(variance / count)
+        reach = stdtrit(count - 1, 0.5 + confidence / 2) * np.sqrt(variance / count)
         return mean - reach, mean + reach
 
     def _count(self, index: int) -> int:

@@ -7,12 +7,15 @@ import logging
 import math
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import ray
 import ray.data
@@ -36,6 +39,8 @@ _BATCHES_PER_ACTOR = 4
 # Ray Data shares a cluster among the executions that it has heard of in so many seconds. By its own 180, a start after
 # a killed one would have half of each node for three minutes, and nothing at all of nodes with one CPU or GPU.
 _RESERVED_S = 30  # renewed every ten
+# Ray tries for nine minutes to reach an address where nothing listens.
+_KNOCK_S = 10
 _REMARK = b"Set ray log level from environment variable"
 
 # Ray has no public way to ask how far a cluster may grow. Its head says so, as `ray start --head --labels` puts it.
@@ -63,6 +68,7 @@ def start_ray() -> None:
     with _without_remark():
         # Not address="auto", which also joins the private cluster of any other job on this machine and dies with it.
         try:
+            _knock(os.environ.get("RAY_ADDRESS", ""))
             ray.init(
                 include_dashboard=False,
                 log_to_driver=False,
@@ -78,6 +84,27 @@ def start_ray() -> None:
             ) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray's core prints a stack of C++ and aborts
+
+
+def _knock(address: str) -> None:
+    """Wait until something listens at an address ``host:port`` or ``ray://host:port``; others are left to Ray.
+
+    Raises:
+        OSError: nothing did for `_KNOCK_S` seconds.
+    """
+    parts = urlsplit(address if "://" in address else f"ray://{address}")
+    if parts.scheme != "ray" or not parts.hostname or not parts.port:
+        return
+    last = time.monotonic() + _KNOCK_S
+    while True:
+        try:
+            socket.create_connection((parts.hostname, parts.port), timeout=_KNOCK_S).close()
+        except OSError:
+            if time.monotonic() >= last:
+                raise
+            time.sleep(0.5)
+        else:
+            return
 
 
 @contextlib.contextmanager

@@ -61,6 +61,7 @@ class BackboneSource:
             sha256=self.sha256,
             storage=self.storage,
             device=device,
+            inspected=True,  # by the driver
         )
         if backbone.weights.fingerprint != self.fingerprint:
             raise WeightsError(

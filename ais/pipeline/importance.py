@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 import ray.data
 import torch
-from ray.data import Datasink
-from ray.data.block import Block, BlockAccessor
-from ray.data.datasource.datasink import WriteResult
 
 from ais.ablation import ablate, replaced_coordinates, run_trunk
 from ais.backbones import TailKind
@@ -26,9 +21,9 @@ from ais.images import Limits
 from ais.importance.effects import EffectSums
 from ais.listing import ListedImage
 from ais.pipeline.cluster import Pools, cluster_pools, set_up_ray_data
-from ais.pipeline.columns import unpack
 from ais.pipeline.explain import BackboneSource
 from ais.pipeline.fetch import listing_table
+from ais.pipeline.gather import Gathered, GatherSink
 from ais.pipeline.heatmaps import fetched, worker_failure
 from ais.pipeline.network import NetworkStage
 from ais.pipeline.progress import Progress
@@ -82,57 +77,6 @@ class Coordinates(NetworkStage):
             first, changes = replaced_coordinates(split, feature_maps, context, embeddings)
             replacements = (embeddings[:, first : first + maps] + changes).cpu().numpy()
         return self.returned(batch, _KEPT, good, embedding=embeddings.cpu().numpy(), replacements=replacements)
-
-
-@dataclass
-class Gathered:
-    """What the write tasks bring to the driver.
-
-    Args:
-        sums: of the effects.
-        arrays: ``image_id, embedding, replacements`` of each task.
-        unreadable: images that could not be used.
-    """
-
-    sums: list[EffectSums]
-    arrays: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
-    unreadable: list[Unreadable]
-
-
-class _GatherSink(Datasink[Gathered]):
-    """Adds up effects where they are, so that the driver gets one vector a task, or brings coordinates along."""
-
-    def __init__(self, widths: dict[str, int]) -> None:
-        self._widths = widths
-        self.gathered = Gathered([], [], [])
-
-    def write(self, blocks: Iterable[Block], ctx: Any) -> Gathered:  # noqa: ARG002 - Ray's signature
-        """Reduce the blocks of one task; runs on a worker."""
-        result = Gathered([], [], [])
-        for block in blocks:
-            table = BlockAccessor.for_block(block).to_arrow()
-            failed = pc.not_equal(table["stage"], "")
-            bad = table.filter(failed).select(["uri", "stage", "reason", "error"])
-            result.unreadable += [Unreadable(**row) for row in bad.to_pylist()]
-            good = table.filter(pc.invert(failed))
-            if good.num_rows == 0:
-                continue
-            values = {name: unpack(good[name], (width,), np.float32) for name, width in self._widths.items()}
-            if "effects" in values:
-                ratings = good["rating"].to_numpy()
-                result.sums.append(EffectSums.of(values["score"][:, 0], values["effects"], ratings))
-            else:
-                ids = good["image_id"].to_numpy()
-                # Copies: what a block is a view of goes with the task.
-                result.arrays.append((ids, values["embedding"].copy(), values["replacements"].copy()))
-        return result
-
-    def on_write_complete(self, write_result: WriteResult[Gathered]) -> None:
-        """Put the tasks together; runs on the driver."""
-        for part in write_result.write_returns:
-            self.gathered.sums += part.sums
-            self.gathered.arrays += part.arrays
-            self.gathered.unreadable += part.unreadable
 
 
 def effects_over(
@@ -230,7 +174,7 @@ def _stream(
                 "progress": progress.meter,
             },
         )
-        sink = _GatherSink(widths)
+        sink = GatherSink(widths)
         try:
             rows.write_datasink(sink, ray_remote_args={"num_cpus": pools.writing_cpus})
         except ray.exceptions.RayError as error:

@@ -400,14 +400,8 @@ def _images_table(images: np.ndarray, ratings: np.ndarray, findings: Findings) -
 
 
 def _maps_table(separation: Separation) -> pa.Table:
-    kept = np.isfinite(separation.response).all(1)
-    return pa.table(
-        {
-            "map": np.arange(separation.ais.shape[1]),
-            "ais": separation.ais[kept].mean(0, dtype=np.float64),
-            "response": separation.response[kept].mean(0),
-        }
-    )
+    ais, response = (pa.array(mean, from_pandas=True) for mean in separation.means())
+    return pa.table({"map": np.arange(separation.ais.shape[1]), "ais": ais, "response": response})
 
 
 def _faithfulness_table(images: np.ndarray, findings: Findings) -> pa.Table:

@@ -74,12 +74,24 @@ class Separation:
     response: np.ndarray
     random_ais: np.ndarray
 
+    @property
+    def kept(self) -> np.ndarray:
+        """Which images tell maps apart, ``(N,)`` bool: their mask fills half of some cell, but not of every one."""
+        return np.asarray(np.isfinite(self.response).all(1))
+
+    def means(self) -> tuple[np.ndarray, np.ndarray]:
+        """AIS and response ``(C,)`` of each map, over those images; NaN where there is none."""
+        if not self.kept.any():
+            nothing = np.full(self.ais.shape[1], np.nan)
+            return nothing, nothing
+        return self.ais[self.kept].mean(0, dtype=np.float64), self.response[self.kept].mean(0)
+
     def correlation(self, seed: int = 0) -> Mean:
         """Spearman correlation, over maps, of mean AIS and mean response; percentile bootstrap over images.
 
         No interval for fewer than `ENOUGH_IMAGES`.
         """
-        kept = np.isfinite(self.response).all(1)
+        kept = self.kept
         count = int(kept.sum())
         if count == 0:
             return Mean(np.nan, np.nan, np.nan, 0)
@@ -93,10 +105,9 @@ class Separation:
 
     def random_correlations(self) -> np.ndarray:
         """The same correlation ``(R,)`` of each unfitted head; NaN where there is no image to tell by."""
-        kept = np.isfinite(self.response).all(1)
-        if not kept.any():
+        if not self.kept.any():
             return np.full(len(self.random_ais), np.nan)
-        return np.asarray(_rank_correlation(self.random_ais.astype(np.float64), self.response[kept].mean(0)))
+        return np.asarray(_rank_correlation(self.random_ais.astype(np.float64), self.means()[1]))
 
     def lead(self) -> Mean:
         """How much higher the correlation is than that of an unfitted head.

@@ -173,12 +173,21 @@ print(DefaultClusterAutoscalerV2.AUTOSCALING_REQUEST_EXPIRE_TIME_S)
     assert made.stdout == "30\n", made.stderr
 
 
-def test_a_cluster_that_cannot_be_joined_is_named() -> None:
+@pytest.mark.parametrize(
+    ("address", "error"), [("nowhere:port", "ValueError: "), ("127.0.0.1:9", "ConnectionRefusedError: ")]
+)
+def test_a_cluster_that_cannot_be_joined_is_named(address: str, error: str) -> None:
     """In a process of its own, since Ray may run in this one."""
-    imports = "from ais.command_line import run_job\nfrom ais.pipeline.cluster import start_ray\n"
-    code = f"{imports}run_job(lambda _: start_ray())"
-    environment = {**os.environ, "RAY_ADDRESS": "nowhere:port"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    code = """
+from ais.command_line import run_job
+from ais.pipeline import cluster
+cluster._KNOCK_S = 1
+run_job(lambda _: cluster.start_ray())
+"""
+    environment = {**os.environ, "RAY_ADDRESS": address}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
     assert done.returncode == 1
-    assert done.stderr.startswith("error: the cluster of RAY_ADDRESS=nowhere:port cannot be joined: ValueError: ")
+    assert done.stderr.startswith(f"error: the cluster of RAY_ADDRESS={address} cannot be joined: {error}")
     assert "leave RAY_ADDRESS unset" in done.stderr

@@ -522,12 +522,31 @@ def test_a_terminal_that_is_not_utf8():
     assert done.stdout == b"2048 \\u2192 1\n"
 
 
-def test_a_working_directory_that_was_deleted(tmp_path, monkeypatch):
+def test_a_working_directory_that_was_deleted(tmp_path, monkeypatch, capsys):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    with pytest.raises(ConfigError, match="the working directory was deleted; change to one that is there"):
-        load_config(HeatmapsConfig, ["images=i", "output=o", "head=h"], doc="")
+    with pytest.raises(SystemExit) as caught:
+        run_job(lambda argv: pytest.fail("it was started"))
+    assert caught.value.code == 2
+    assert "the working directory was deleted; change to one that is there" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_gone():
+    """As of ``| head -1``: quiet, and no success."""
+    code = "from ais.command_line import run_job; run_job(lambda argv: [print(number) for number in range(100_000)])"
+    job = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    job.stdout.readline()
+    job.stdout.close()
+    assert (job.stderr.read(), job.wait(60)) == (b"", 128 + signal.SIGPIPE)
+
+
+def test_a_broken_pipe_elsewhere_is_no_reader_that_has_gone():
+    def main(_argv):
+        raise BrokenPipeError("of a server")
+
+    with pytest.raises(BrokenPipeError, match="of a server"):
+        run_job(main)
 
 
 def test_an_address_that_is_not_utf8():

@@ -943,6 +943,8 @@ class TestJob:
         document = json.loads((tmp_path / "out" / "validation.json").read_text())
         assert set(document["heatmaps"]["random_head_separation"]) == {None}
         assert outcomes(tmp_path / "out")["ais separates"] == "not measured"
+        maps = pq.read_table(tmp_path / "out" / "maps.parquet")
+        assert maps["ais"].null_count == maps["response"].null_count == maps.num_rows > 0
         assert "nan" not in capsys.readouterr().out
 
     def test_a_head_fitted_to_shuffled_ratings_fails(self, planted: Path, tmp_path: Path) -> None:
