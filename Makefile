@@ -28,8 +28,7 @@ validate-demo: $(SETUP) ## are heatmaps true? planted images, three backbones, t
 	$(BIN)/python jobs/validate_demo.py --config configs/validate-demo.yaml
 
 test: $(SETUP) ## all tests that need no GPU and no network (about 17 minutes on 2 cores)
-	$(PYTEST) $(TWO_FILES) tests/unit
-	$(PYTEST) $(TWO_FILES) tests/cluster tests/s3
+	$(PYTEST) $(TWO_FILES) tests/cluster tests/s3 tests/unit
 
 check: $(SETUP) ## ruff, types, import rules
 	$(BIN)/ruff check .

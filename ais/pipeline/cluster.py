@@ -188,6 +188,7 @@ class Pools:
         fetch_actors: that fetch and decode, at most.
         fetch_cpus: logical CPUs of each.
         task_cpus: logical CPUs of a reading or rendering task.
+        tasks: rendering tasks at once, at most.
         batch: images in one pass of the network.
         least_scoring: scoring actors without which nothing goes on; ``None``: all of them, a fixed pool.
         least_fetch: the same of the fetching ones.
@@ -200,6 +201,7 @@ class Pools:
     fetch_actors: int
     fetch_cpus: float
     task_cpus: float
+    tasks: int
     batch: int
     least_scoring: int | None = None
     least_fetch: int | None = None
@@ -289,6 +291,9 @@ def divide(compute: ComputeConfig, cluster: Cluster, images: int | None = None) 
         fetch_actors=divided.fetching,
         fetch_cpus=divided.fetch_cpus,
         task_cpus=divided.task_cpus,
+        # Small shares of a CPU let in more of them than there are CPUs when scoring is over, each in a process that
+        # has yet to import everything.
+        tasks=max(_TASKS_AT_ONCE, int(cluster.cpus)),
         batch=batch,
         least_scoring=_least(scoring, divided.scoring, cluster.grows),
         least_fetch=_least(fetching, divided.fetching, cluster.grows),

@@ -167,7 +167,9 @@ def _pictures(plan: HeatmapPlan) -> Pictures | None:
 def _rendered(rows: Dataset, plan: HeatmapPlan, pools: Pools, counter: Any = None) -> Dataset:
     assert plan.cells is not None
     render = Render(plan.cells, plan.weighting, plan.png.kind, plan.metadata, counter)
-    return rows.map_batches(render, batch_format="pyarrow", batch_size=None, num_cpus=pools.task_cpus)
+    return rows.map_batches(
+        render, batch_format="pyarrow", batch_size=None, num_cpus=pools.task_cpus, concurrency=pools.tasks
+    )
 
 
 def _stopped(run: Run, error: ray.exceptions.RayError) -> RunError:

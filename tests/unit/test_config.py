@@ -527,7 +527,7 @@ def test_a_working_directory_that_was_deleted(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
     with pytest.raises(SystemExit) as caught:
-        run_job(lambda argv: pytest.fail("it was started"))
+        run_job(lambda _argv: pytest.fail("it was started"))
     assert caught.value.code == 2
     assert "the working directory was deleted; change to one that is there" in capsys.readouterr().err
 
