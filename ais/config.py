@@ -927,9 +927,10 @@ class ValidateDemoConfig(Section):
     output: Address = Field(default="demo/validation", description="Folder for everything that the demo writes.")
     planted: PlantedConfig = PlantedConfig(count=240)
     backbones: Texts = Field(
-        default=("barlow_twins", "efficientnet_b3", "densenet161"),
+        default=("barlow_twins", "efficientnet_b3", "densenet161:features.norm5"),
         min_length=2,
-        description="Names in the registry; their weights are random, so that nothing is downloaded.",
+        description="Names in the registry, with :LAYER behind one for another layer than its own; their weights are "
+        "random, so that nothing is downloaded.",
     )
     backbone_seed: Seed = Field(default=0, description="Seed of their weights.")
     head: HeadConfig = HeadConfig()
@@ -941,6 +942,15 @@ class ValidateDemoConfig(Section):
     steps: Annotated[int, Field(ge=2)] = Field(default=5, description="Steps of a deletion or insertion curve.")
     storage: StorageConfig = StorageConfig()
     compute: ExplainingComputeConfig = ExplainingComputeConfig()
+
+    def layers(self) -> dict[str, str | None]:
+        """The layer asked for of each backbone, by its name; ``None``: its own."""
+        parts = (given.partition(":") for given in self.backbones)
+        return {name: layer or None for name, _, layer in parts}
+
+    def _conflicts(self) -> Iterator[Conflict]:
+        if repeated := _repeated([given.partition(":")[0] for given in self.backbones]):
+            yield Conflict(("backbones",), f"{show(repeated)} is given twice; name each backbone once")
 
 
 ConfigT = TypeVar("ConfigT", bound=Section)

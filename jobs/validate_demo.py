@@ -50,6 +50,7 @@ def validate_config(config: ValidateDemoConfig, folder: Path, backbone: str, rat
     return ValidateConfig(
         ratings=OptionalRatingsConfig(path=str(ratings)),
         head=str(folder / backbone / f"head-{ratings.stem}"),
+        backbone=BackboneOverrides(layer=config.layers()[backbone]),
         output=str(folder / backbone / f"validation-{ratings.stem}"),
         masks=str(folder / "planted" / "masks"),
         weighting=config.weighting,
@@ -66,7 +67,9 @@ def similarity_config(config: ValidateDemoConfig, folder: Path, backbone: str, m
     return ValidateConfig(
         objective="similarity",
         matrix=str(matrix),
-        backbone=BackboneOverrides(name=backbone, weights="random", seed=config.backbone_seed),
+        backbone=BackboneOverrides(
+            name=backbone, layer=config.layers()[backbone], weights="random", seed=config.backbone_seed
+        ),
         output=str(folder / backbone / "validation-similarity"),
         storage=config.storage,
         compute=config.compute,
@@ -80,6 +83,7 @@ def heatmaps_config(config: ValidateDemoConfig, folder: Path, backbone: str, ima
         output=str(folder),
         run_id=backbone,
         head=str(folder / backbone / "head-true"),
+        backbone=BackboneOverrides(layer=config.layers()[backbone]),
         weighting=config.weighting,
         png=PngConfig(select="none"),
         storage=config.storage,
@@ -89,8 +93,9 @@ def heatmaps_config(config: ValidateDemoConfig, folder: Path, backbone: str, ima
 
 def compare_config(config: ValidateDemoConfig, folder: Path) -> CompareConfig:
     """What `jobs/compare.py` is run with."""
-    runs = tuple(str(folder / "runs" / backbone) for backbone in config.backbones)
-    return CompareConfig(runs=runs, names=config.backbones, output=str(folder / "comparison"), storage=config.storage)
+    names = tuple(config.layers())
+    runs = tuple(str(folder / "runs" / name) for name in names)
+    return CompareConfig(runs=runs, names=names, output=str(folder / "comparison"), storage=config.storage)
 
 
 def main(argv: list[str]) -> int:
@@ -102,17 +107,20 @@ def main(argv: list[str]) -> int:
         print(to_yaml(config))
         return 0
 
+    from ais.backbones import get_spec, inspect_layer
     from ais.planted import PlantedSpec, make_planted, write_judgments
     from ais.validation.summary import summarise
     from jobs import compare
 
+    for name, layer in config.layers().items():  # the last one would be refused after minutes
+        inspect_layer(get_spec(name), layer)
     started = time.monotonic()
     print("\n1. Planting images whose rating grows with the area of a striped disc\n")
     planted = make_planted(folder / "planted", PlantedSpec(**config.planted.model_dump()))
     judgments = write_judgments(planted)
     print(f"images      {len(planted.images)} in {planted.images_directory}")
 
-    for number, backbone in enumerate(config.backbones, 2):
+    for number, backbone in enumerate(config.layers(), 2):
         print(f"\n{number}. {backbone}: heads on true and on shuffled ratings, validated; its maps; its heatmaps\n")
         if code := validate_backbone(config, folder, backbone, judgments):
             return code
@@ -122,7 +130,7 @@ def main(argv: list[str]) -> int:
         return code
 
     print("\nWhat was shown, and what was not\n")
-    print(summarise(folder, config.backbones))
+    print(summarise(folder, list(config.layers())))
     print(f"\ntook        {time.monotonic() - started:.0f} s")
     return 0
 

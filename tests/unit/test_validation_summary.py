@@ -3,8 +3,11 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from ais.command_line import load_config
 from ais.config import ValidateDemoConfig
+from ais.errors import AisError
 from ais.validation.summary import summarise
 from jobs import validate_demo
 
@@ -70,3 +73,18 @@ def test_the_demo_says_what_it_would_do_and_does_nothing(capsys, tmp_path: Path)
     assert not (tmp_path / "out").exists()
     loaded = load_config(ValidateDemoConfig, ["--config", str(config)], doc="").config
     assert loaded == ValidateDemoConfig()
+    assert loaded.layers() == {"barlow_twins": None, "efficientnet_b3": None, "densenet161": "features.norm5"}
+
+
+@pytest.mark.parametrize(
+    ("backbones", "message"),
+    [
+        ("[vgg16,vgg16:features.26]", 'backbones.*"vgg16" is given twice'),
+        ("[vgg16,vgg61]", "vgg61"),
+        ("[vgg16,densenet161:features.norm6]", "densenet161 has no layer 'features.norm6'; nearest: features.norm5"),
+    ],
+)
+def test_what_the_demo_could_not_do_at_its_end_is_refused_at_its_beginning(backbones, message, tmp_path: Path) -> None:
+    with pytest.raises(AisError, match=message):
+        validate_demo.main([f"backbones={backbones}", f"output={tmp_path / 'out'}"])
+    assert not (tmp_path / "out").exists()
