@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -136,6 +137,9 @@ def set_up_ray_data() -> None:
     context.max_errored_blocks = 0
     context.execution_no_progress_timeout_s = -1  # compute.stall_minutes is ours, and says what to do
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    warnings.filterwarnings(
+        "ignore", "The maximum number of concurrent tasks"
+    )  # `Pools.tasks`: more than few images need
 
 
 @dataclass(frozen=True)
@@ -250,7 +254,8 @@ def divide(compute: ComputeConfig, cluster: Cluster, images: int | None = None) 
     """Divide a cluster among the stages.
 
     With GPUs: one scoring actor a GPU, and the remaining CPUs, at most eight a GPU, fetch and decode. Without:
-    scoring takes most of the CPUs, one actor for every four, and fetching a quarter of them at most. All pools and two
+    scoring takes most of the CPUs, one actor for every four (on a machine with fewer, for each), and fetching a quarter
+    of them at most. All pools and two
     tasks find room on the nodes at the same time. Where the cluster grows, so do the pools, from one actor each, and
     only as far as there are images for.
 
@@ -276,12 +281,14 @@ def divide(compute: ComputeConfig, cluster: Cluster, images: int | None = None) 
     fetching = PoolSize.parse(compute.fetch_actors) if compute.fetch_actors else None
     on_gpu = bool(per_actor) and compute.device != "cpu"
     batch = compute.batch_size or (_GPU_BATCH if on_gpu else _CPU_BATCH)
-    useful = None if images is None or not cluster.grows else max(1, -(-images // (batch * _BATCHES_PER_ACTOR)))
-    divided = (
-        _beside_gpus(nodes, per_actor, scoring, fetching, useful)
-        if per_actor
-        else _on_cpus(nodes, scoring, fetching, useful)
-    )
+    useful = None if images is None else max(1, -(-images // (batch * _BATCHES_PER_ACTOR)))
+    worth = useful if cluster.grows else None  # what is up costs nothing more
+    if per_actor:
+        divided = _beside_gpus(nodes, per_actor, scoring, fetching, worth)
+    elif sum(node.count for node in nodes) == 1:
+        divided = _on_one_node(cluster.cpus, scoring, fetching, useful)
+    else:
+        divided = _on_cpus(nodes, scoring, fetching, worth)
     threads = None if on_gpu else max(1, int(divided.scoring_cpus if per_actor else divided.threads))
     return Pools(
         scoring_actors=divided.scoring,
@@ -339,9 +346,7 @@ def _on_cpus(
     nodes: Sequence[Nodes], scoring: PoolSize | None, fetching: PoolSize | None, useful: int | None
 ) -> _Division:
     total = sum(node.cpus * node.count for node in nodes)
-    fetch = fetching.most if fetching else max(1, int(total // _CPU_SCORING_THREADS))
-    if sum(node.count for node in nodes) == 1:
-        return _on_one_node(total, scoring, fetch)
+    fetch = _fetch_actors(total, fetching)
     # Blocks of a few CPUs that do not straddle nodes: one for each scoring actor, and some that the small units of
     # fetching and tasks share.
     smallest = max(1, int(min(node.cpus for node in nodes)))
@@ -360,8 +365,20 @@ def _on_cpus(
     return _Division(scoring.most if scoring else 1, share, fetch, share, share, 1)
 
 
-def _on_one_node(cpus: float, scoring: PoolSize | None, fetch: int) -> _Division:
-    actors = scoring.most if scoring else max(1, int(cpus // _CPU_SCORING_THREADS))
+def _fetch_actors(cpus: float, fetching: PoolSize | None) -> int:
+    return fetching.most if fetching else max(1, int(cpus // _CPU_SCORING_THREADS))
+
+
+def _on_one_node(cpus: float, scoring: PoolSize | None, fetching: PoolSize | None, useful: int | None) -> _Division:
+    fetch = _fetch_actors(cpus, fetching)
+    if scoring:
+        actors = scoring.most
+    elif cpus < _CPU_SCORING_THREADS:
+        # One thread each: two that share every operation wait at its end for the one that the driver, fetching or
+        # Ray interrupted (tests/benchmarks/LOG.md).
+        actors = max(1, min(int(cpus), useful or int(cpus)))
+    else:
+        actors = int(cpus // _CPU_SCORING_THREADS)
     share = min(1.0, cpus / _FULL_SHARE_CPUS)
     rest = cpus - _TASKS_AT_ONCE * share
     fetch_cpus = min(share, rest / 2 / fetch)

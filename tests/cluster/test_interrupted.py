@@ -136,8 +136,8 @@ def assert_same(found: Outcome, undisturbed: Outcome) -> None:
 
 
 def kill_worker(job: Job, stage: str) -> None:
-    """Kill the process of a stage's actor."""
-    [worker] = actors(stage, [process.pid for process in descendants(job.pid)])
+    """Kill the process of one of a stage's actors."""
+    worker = actors(stage, [process.pid for process in descendants(job.pid)])[0]
     worker.kill()
     job.wait_for(lambda: not worker.alive, PATIENCE_S)
 
