@@ -24,7 +24,7 @@ $(SETUP): pyproject.toml constraints.txt
 demo: $(SETUP) ## planted images → head → scores and heatmaps, through the real jobs (at most 5 minutes)
 	$(BIN)/python jobs/demo.py --config configs/demo.yaml
 
-validate-demo: $(SETUP) ## are heatmaps true? planted images, three backbones, true and shuffled ratings (at most 10 minutes)
+validate-demo: $(SETUP) ## are heatmaps true? planted images, three backbones, true and shuffled ratings (10 to 14 minutes)
 	$(BIN)/python jobs/validate_demo.py --config configs/validate-demo.yaml
 
 test: $(SETUP) ## all tests that need no GPU and no network (about 15 minutes on 2 cores)
