@@ -137,9 +137,8 @@ def set_up_ray_data() -> None:
     context.max_errored_blocks = 0
     context.execution_no_progress_timeout_s = -1  # compute.stall_minutes is ours, and says what to do
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    warnings.filterwarnings(
-        "ignore", "The maximum number of concurrent tasks"
-    )  # `Pools.tasks`: more than few images need
+    # Of `Pools.tasks`, where there are fewer images than they could draw.
+    warnings.filterwarnings("ignore", "The maximum number of concurrent tasks")
 
 
 @dataclass(frozen=True)
@@ -255,9 +254,8 @@ def divide(compute: ComputeConfig, cluster: Cluster, images: int | None = None) 
 
     With GPUs: one scoring actor a GPU, and the remaining CPUs, at most eight a GPU, fetch and decode. Without:
     scoring takes most of the CPUs, one actor for every four (on a machine with fewer, for each), and fetching a quarter
-    of them at most. All pools and two
-    tasks find room on the nodes at the same time. Where the cluster grows, so do the pools, from one actor each, and
-    only as far as there are images for.
+    of them at most. All pools and two tasks find room on the nodes at the same time. Where the cluster grows, so do the
+    pools, from one actor each, and only as far as there are images for.
 
     Args:
         compute: the configuration; what it sets is taken as it is.

@@ -221,6 +221,11 @@ def test_another_layer_gives_the_same_embedding() -> None:
     assert second.split.trunk(images)[0].shape == (2, 16, 16, 16)
 
 
+def test_a_layer_is_checked_by_whoever_loads_the_network_too() -> None:
+    with pytest.raises(BackboneError, match=r"tiny has no layer 'features.99'; nearest: features.8"):
+        load_backbone("tiny", weights="random", seed=0, layer="features.99", inspected=True)
+
+
 def test_wrong_layer_of_the_notes_is_refused_with_reason_and_way_out() -> None:
     ((wrong, reason),) = get_spec("densenet161").corrections
     assert wrong == "features.denseblock4.denselayer32.norm1"

@@ -20,8 +20,8 @@ from PIL import Image
 from ais.errors import DamagedError, RunError, StorageError
 from ais.pipeline.sink import write_pngs
 from ais.runs import ERRORS_SCHEMA, SELECTED_PICTURES, ListedImage, Run, results_schema
-from ais.shards import check_seal, parquet_bytes, read_sealed, write_table
-from ais.storage import Storage
+from ais.shards import check_seal, parquet_bytes, read_ids, read_sealed, read_table, write_table
+from ais.storage import Folder, Storage
 from ais.verification import _read_pictures, repair, verify
 
 LISTED = 12
@@ -253,3 +253,12 @@ def test_a_file_that_cannot_be_read_is_no_damage(monkeypatch: pytest.MonkeyPatch
     for read in (read_sealed, _read_pictures):
         with pytest.raises(StorageError, match="'s3://somebody/shard' cannot be read: NoCredentialsError"):
             read(place)
+
+
+@pytest.mark.parametrize("read", [read_sealed, read_ids, lambda shard: read_table(shard, ["image_id"])])
+def test_a_shard_that_goes_between_listing_and_reading_is_named(
+    read: Callable[[Folder], object], tmp_path: Path
+) -> None:
+    shard = Storage().open(str(tmp_path / "part-000000.parquet"))
+    with pytest.raises(StorageError, match=r"part-000000\.parquet' was there a moment ago and is gone; find out what"):
+        read(shard)
