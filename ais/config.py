@@ -254,8 +254,8 @@ class ComputeConfig(Section):
     )
     scoring_actors: PoolText | None = Field(
         default=None,
-        description="Actors that hold backbone and head: a number, or MIN..MAX to grow with the work; null: as the"
-        " cluster allows.",
+        description="Actors that hold backbone and head: a number, or MIN..MAX to grow with the work; null: one a"
+        " GPU, or as many as the CPUs allow, at most one a core.",
     )
     scoring_gpus: Annotated[float, Field(ge=0)] | None = Field(
         default=None,
