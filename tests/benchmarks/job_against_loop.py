@@ -33,7 +33,7 @@ from tests.benchmarks.tables import grid, paragraph, show
 from tests.benchmarks.timing import Ratio
 
 BACKBONE = "barlow_twins"
-IMAGES = 144
+IMAGES = 240
 BATCH = 16
 PAIRS = 5
 SIZE = (640, 480)
