@@ -7,8 +7,10 @@ in decoders, by `tests/hostile`.
 from __future__ import annotations
 
 import io
+import json
 import os
 import random
+import re
 import shutil
 import tarfile
 import tempfile
@@ -94,7 +96,7 @@ class Outcome:
         score_error: largest difference from the undisturbed run.
         heatmap_error: the same of heatmaps.
         ways: in which images are bad.
-        orphans: pictures without a row, rows without their picture, and unfinished files.
+        orphans: pictures without a row, rows without their picture, unfinished files, and locks of killed starts.
         kills: done, by kind.
         codes: exit codes of all starts; -9 is a kill.
         faults: of S3 requests, by kind, and ``requests``.
@@ -348,8 +350,11 @@ def _orphans(results: pa.Table, files: dict[str, bytes]) -> list[str]:
             with tarfile.open(fileobj=io.BytesIO(data)) as archive:
                 pictures |= {(int(member.removesuffix(".png")), name) for member in archive.getnames()}
     wanted = set(zip(results["image_id"].to_pylist(), results["png"].to_pylist(), strict=True))
-    unfinished = [name for name in files if name.endswith(".partial") or name.startswith("0000")]
-    return [*map(str, pictures ^ wanted), *unfinished]
+    unfinished = [name for name in files if name.endswith(".partial") or name.startswith("probe-")]
+    # The lock that the last start gave back stays in an object store, and says so; none of a killed one does.
+    locks = {name: json.loads(data) for name, data in files.items() if re.fullmatch(r"[0-9]{6,}\.json", name)}
+    held = [name for name, record in locks.items() if not record.get("released")]
+    return [*map(str, pictures ^ wanted), *unfinished, *held, *sorted(locks)[:-1]]
 
 
 def _by_name(results: pa.Table, prefix: str) -> dict[str, tuple[float, Any]]:
