@@ -4,9 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.set-up
 PYTEST := $(BIN)/python -m pytest
-# In the order of names: xdist's own, by number of tests, leaves files of few long ones for the end. One thread each: the
-# threads of two processes on two cores would wait for each other at the end of every operation.
-TWO_FILES := OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder
+# In the order of names: xdist's own, by number of tests, leaves files of few long ones for the end.
+TWO_FILES := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup demo validate-demo test check format bench chaos gpu-bench gpu-test browser-test clean
 
@@ -29,7 +28,7 @@ validate-demo: $(SETUP) ## are heatmaps true? planted images, three backbones, t
 	$(BIN)/python jobs/validate_demo.py --config configs/validate-demo.yaml
 
 test: $(SETUP) ## all tests that need no GPU and no network (about 15 minutes on 2 cores)
-	$(TWO_FILES) tests/cluster tests/s3 tests/unit
+	$(PYTEST) $(TWO_FILES) tests/cluster tests/s3 tests/unit
 
 check: $(SETUP) ## ruff, types, import rules
 	$(BIN)/ruff check .
