@@ -103,17 +103,19 @@ def main(argv: list[str]) -> int:
     loaded = load_config(ValidateDemoConfig, argv, doc=__doc__ or "")
     config = loaded.config
     folder = Path(config.output).resolve()
+
+    from ais.backbones import get_spec, inspect_layer
+
+    for name, layer in config.layers().items():  # the last one would be refused after minutes
+        inspect_layer(get_spec(name), layer)
     if loaded.dry_run:
         print(to_yaml(config))
         return 0
 
-    from ais.backbones import get_spec, inspect_layer
     from ais.planted import PlantedSpec, make_planted, write_judgments
     from ais.validation.summary import summarise
     from jobs import compare
 
-    for name, layer in config.layers().items():  # the last one would be refused after minutes
-        inspect_layer(get_spec(name), layer)
     started = time.monotonic()
     print("\n1. Planting images whose rating grows with the area of a striped disc\n")
     planted = make_planted(folder / "planted", PlantedSpec(**config.planted.model_dump()))

@@ -279,14 +279,15 @@ def divide(compute: ComputeConfig, cluster: Cluster, images: int | None = None) 
     fetching = PoolSize.parse(compute.fetch_actors) if compute.fetch_actors else None
     on_gpu = bool(per_actor) and compute.device != "cpu"
     batch = compute.batch_size or (_GPU_BATCH if on_gpu else _CPU_BATCH)
-    useful = None if images is None else max(1, -(-images // (batch * _BATCHES_PER_ACTOR)))
-    worth = useful if cluster.grows else None  # what is up costs nothing more
+    # Scoring actors that the images keep busy.
+    busy = None if images is None else max(1, -(-images // (batch * _BATCHES_PER_ACTOR)))
+    useful = busy if cluster.grows else None  # nodes that are up are used, however little the work
     if per_actor:
-        divided = _beside_gpus(nodes, per_actor, scoring, fetching, worth)
+        divided = _beside_gpus(nodes, per_actor, scoring, fetching, useful)
     elif sum(node.count for node in nodes) == 1:
-        divided = _on_one_node(cluster.cpus, scoring, fetching, useful)
+        divided = _on_one_node(cluster.cpus, scoring, fetching, busy)
     else:
-        divided = _on_cpus(nodes, scoring, fetching, worth)
+        divided = _on_cpus(nodes, scoring, fetching, useful)
     threads = None if on_gpu else max(1, int(divided.scoring_cpus if per_actor else divided.threads))
     return Pools(
         scoring_actors=divided.scoring,
@@ -367,14 +368,14 @@ def _fetch_actors(cpus: float, fetching: PoolSize | None) -> int:
     return fetching.most if fetching else max(1, int(cpus // _CPU_SCORING_THREADS))
 
 
-def _on_one_node(cpus: float, scoring: PoolSize | None, fetching: PoolSize | None, useful: int | None) -> _Division:
+def _on_one_node(cpus: float, scoring: PoolSize | None, fetching: PoolSize | None, busy: int | None) -> _Division:
     fetch = _fetch_actors(cpus, fetching)
     if scoring:
         actors = scoring.most
     elif cpus < _CPU_SCORING_THREADS:
         # One thread each: two that share every operation wait at its end for the one that the driver, fetching or
         # Ray interrupted (tests/benchmarks/LOG.md).
-        actors = max(1, min(int(cpus), useful or int(cpus)))
+        actors = max(1, min(int(cpus), busy or int(cpus)))
     else:
         actors = int(cpus // _CPU_SCORING_THREADS)
     share = min(1.0, cpus / _FULL_SHARE_CPUS)
