@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 from ray.data import Datasink
 from ray.data.block import Block, BlockAccessor
 from ray.data.datasource.datasink import WriteResult
 
 from ais.importance.effects import EffectSums
 from ais.pipeline.columns import unpack
-from ais.pipeline.sink import Unreadable
+from ais.pipeline.sink import Unreadable, without_failed
 
 
 @dataclass
@@ -47,11 +46,8 @@ class GatherSink(Datasink[Gathered]):
         """Reduce the blocks of one task; runs on a worker."""
         result = Gathered([], [], [])
         for block in blocks:
-            table = BlockAccessor.for_block(block).to_arrow()
-            failed = pc.not_equal(table["stage"], "")
-            bad = table.filter(failed).select(["uri", "stage", "reason", "error"])
-            result.unreadable += [Unreadable(**row) for row in bad.to_pylist()]
-            good = table.filter(pc.invert(failed))
+            good, unreadable = without_failed(BlockAccessor.for_block(block).to_arrow())
+            result.unreadable += unreadable
             if good.num_rows == 0:
                 continue
             values = {name: unpack(good[name], (width,), np.float32) for name, width in self._widths.items()}

@@ -108,6 +108,13 @@ class Unreadable:
     error: str
 
 
+def without_failed(table: pa.Table) -> tuple[pa.Table, list[Unreadable]]:
+    """The rows that went well through all stages, and why the others did not."""
+    failed = pc.not_equal(table["stage"], "")
+    bad = table.filter(failed).select(["uri", "stage", "reason", "error"])
+    return table.filter(pc.invert(failed)), [Unreadable(**row) for row in bad.to_pylist()]
+
+
 class CacheSink(Datasink[list[Unreadable]]):
     """Writes embeddings to the cache and brings the rows that have none back to the driver.
 
@@ -132,15 +139,12 @@ class CacheSink(Datasink[list[Unreadable]]):
         tables = [table for table in tables if table.num_rows]
         if not tables:
             return []
-        table = pa.concat_tables(tables)
-        failed = pc.not_equal(table["stage"], "")
-        good = table.filter(pc.invert(failed))
+        good, unreadable = without_failed(pa.concat_tables(tables))
         if good.num_rows:
             name = f"{ctx.kwargs['write_uuid'][:8]}-{ctx.task_idx:06d}"
             embeddings = unpack(good["embedding"], (self._size,), np.float32)
             self._cache.write(name, good["uri"].to_pylist(), good["version"].to_pylist(), embeddings)
-        bad = table.filter(failed).select(["uri", "stage", "reason", "error"])
-        return [Unreadable(**row) for row in bad.to_pylist()]
+        return unreadable
 
     def on_write_complete(self, write_result: WriteResult[list[Unreadable]]) -> None:
         """Gather the rows without embedding; runs on the driver."""
