@@ -164,6 +164,10 @@ def channelwise_effects(
 ) -> Tensor:
     """Effects ``(B, C)`` on one head's score of changing one embedding coordinate at a time.
 
+    Most hidden units are so far from zero that no single coordinate carries them through it. They are linear, or
+    silent, whichever coordinate changes, and one product of matrices has all of them; on a CPU only the few others are
+    gone through for every coordinate. A GPU would wait longer to hear which they are than it takes to go through all.
+
     Args:
         head: the head.
         embeddings: ``(B, D)`` intact.
@@ -171,17 +175,43 @@ def channelwise_effects(
         changes: ``(B, C)`` new minus intact value of coordinate ``first + k``.
         chunk: coordinates handled at once.
     """
-    batch, count = changes.shape
+    weight = head.hidden.weight[:, first : first + changes.shape[1]]  # (H, C)
+    output = head.output.weight[0]
     intact = head.hidden(embeddings)  # (B, H), before the ReLU
-    active = torch.relu(intact)[:, None]
-    columns = head.hidden.weight[:, first : first + count].t().contiguous()  # (C, H)
-    chunk = chunk or _fitting(_HEAD_NUMBERS, intact.device, batch * intact.shape[1])
-    effects = torch.empty_like(changes)
+    if intact.device.type != "cpu":
+        return _moved_output(output, weight, intact, changes, chunk).mul_(-head.target_std)
+    reach = changes.abs().amax(1, keepdim=True) * weight.abs().amax(1)
+    bends = ~(reach < intact.abs())  # also where one of them is not a number
+    moved = torch.where(bends | (intact < 0), 0, output) @ weight * changes
+    for image, units in enumerate(bends):
+        rows = units.nonzero()[:, 0]
+        one = slice(image, image + 1)
+        moved[one] += _moved_output(output[rows], weight[rows], intact[one, rows], changes[one], chunk)
+    return moved.mul_(-head.target_std)
+
+
+def _moved_output(output: Tensor, weight: Tensor, intact: Tensor, changes: Tensor, chunk: int | None) -> Tensor:
+    """What changing one coordinate at a time does to the output ``(B, C)``, unit by unit and coordinate by coordinate.
+
+    A unit's activation moves by ``relu(a + d) - relu(a)``. It is computed as ``max(min(a, 0) + d, -max(a, 0))``, the
+    same number: where the unit stays active this is d itself, with all its digits, however small beside a.
+
+    Args:
+        output: ``(H,)`` weights of the hidden units.
+        weight: ``(H, C)`` of the coordinates in them.
+        intact: ``(B, H)`` hidden units before the ReLU.
+        changes: ``(B, C)`` of the coordinates.
+        chunk: coordinates handled at once.
+    """
+    count = changes.shape[1]
+    below, above = intact.clamp(max=0)[..., None], intact.clamp(min=0).neg_()[..., None]
+    chunk = chunk or _fitting(_HEAD_NUMBERS, intact.device, intact.numel())
+    moved = torch.empty_like(changes)
     for start in range(0, count, chunk):
         part = slice(start, min(start + chunk, count))
-        change = torch.addcmul(intact[:, None], changes[:, part, None], columns[None, part])  # (B, c, H)
-        effects[:, part] = _lost_score(head, change.relu_().sub_(active))
-    return effects
+        change = torch.addcmul(below, changes[:, None, part], weight[None, :, part])  # (B, H, c)
+        moved[:, part] = output @ torch.maximum(change, above, out=change)
+    return moved
 
 
 def ablated_embeddings(

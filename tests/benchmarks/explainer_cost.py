@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ais import Explainer, RegressionHead, load_backbone
+from ais import Explainer, HeadEnsemble, RegressionHead, load_backbone
 from ais.ablation import ablate_reference
 from tests.benchmarks.floors import floor_of
 from tests.benchmarks.tables import grid, paragraph, show
@@ -30,6 +30,7 @@ CASES = (
     ("vgg19", None),
 )
 BATCH = 4
+HEADS = 5  # as configs/train.yaml fits them
 REFERENCE_MAPS = 3
 
 
@@ -38,7 +39,8 @@ def measure(name: str, layer: str | None, runs: int = 5) -> dict[str, Any]:
     backbone = load_backbone(name, weights="random", seed=0, layer=layer)
     assert backbone.layer is not None
     torch.manual_seed(0)
-    explainer = Explainer(backbone, RegressionHead(backbone.embedding_size, 512))
+    heads = [RegressionHead(backbone.embedding_size, 512) for _ in range(HEADS)]
+    explainer, of_heads = Explainer(backbone, heads[0]), Explainer(backbone, HeadEnsemble(heads))
     rng = np.random.default_rng(0)
     side = backbone.spec.input_size
     # Already of the input's size, so that what is compared is the networks.
@@ -54,6 +56,7 @@ def measure(name: str, layer: str | None, runs: int = 5) -> dict[str, Any]:
             return explainer.module(batch)
 
     over_forward = paired(lambda: explainer(images), forward, runs)
+    heads_over_forward = paired(lambda: of_heads(images), forward, runs)
     one_at_a_time = paired(
         lambda: ablate_reference(backbone, explainer.head, batch, range(REFERENCE_MAPS)), forward, runs
     )
@@ -64,6 +67,7 @@ def measure(name: str, layer: str | None, runs: int = 5) -> dict[str, Any]:
         "tail": str(backbone.layer.tail),
         "forward_ms_per_image": round(1000 * over_forward.denominator_s / count, 1),
         "explainer_over_forward": over_forward.as_dict(),
+        "of_heads_over_forward": heads_over_forward.as_dict(),
         "floor": round(floor.ratio, 4),
         "above_floor": round(over_forward.median / floor.ratio, 3),
         "forward_multiply_adds": floor.forward.multiply_adds,
@@ -86,7 +90,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     text = """
         **Exact ablation of all maps** over the plain forward pass of the same images, float32, one thread. *Floor*: the
         same ratio in multiply-adds, the least that can be done, counted on the network
-        (`tests/benchmarks/floors.py`); *bytes*: the same of the bytes that layers read and write.
+        (`tests/benchmarks/floors.py`); *bytes*: the same of the bytes that layers read and write. *Five heads*: the
+        explainer with an ensemble of them over the forward pass with one.
         """
     header = ("backbone", "layer", "maps", "forward, ms an image", "explainer ÷ forward", "floor", "bytes")
     cells = [
@@ -98,8 +103,9 @@ def table(rows: list[dict[str, Any]]) -> str:
             show(row["explainer_over_forward"]),
             f"{row['floor']:.4g}",
             f"{row['explanation_bytes'] / row['forward_bytes']:.3g}",
+            show(row["of_heads_over_forward"]) if "of_heads_over_forward" in row else "–",  # of an older version
             f"{row['one_map_at_a_time_over_explainer']:,.0f}",
         )
         for row in rows
     ]
-    return paragraph(text) + "\n" + grid((*header, "one map at a time ÷ explainer"), cells)
+    return paragraph(text) + "\n" + grid((*header, "five heads", "one map at a time ÷ explainer"), cells)

@@ -6,6 +6,7 @@ are those measured with torch 2.14 on a CPU. The real backbones have random weig
 are neither 0 nor 1, and a head that is scaled to their embedding, since untrained ResNets have embeddings of 1e5.
 """
 
+import copy
 import dataclasses
 import functools
 import itertools
@@ -18,7 +19,16 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from ais import ablation
-from ais.ablation import Ablation, _share, ablate, ablate_reference, ablated_embeddings, replaced_coordinates, run_trunk
+from ais.ablation import (
+    Ablation,
+    _share,
+    ablate,
+    ablate_reference,
+    ablated_embeddings,
+    channelwise_effects,
+    replaced_coordinates,
+    run_trunk,
+)
 from ais.backbones import Backbone, TailKind, load_backbone
 from ais.errors import BackboneError
 from ais.heads import HeadEnsemble, RegressionHead, as_ensemble
@@ -164,6 +174,44 @@ def test_ensemble_gives_the_mean_of_its_heads() -> None:
         torch.testing.assert_close(together.scores_each, torch.stack([one.scores for one in alone]))
         torch.testing.assert_close(together.effects, torch.stack([one.effects for one in alone]).mean(0))
         assert error(together, ablate_reference(backbone, HeadEnsemble(heads), images)) < 1e-12
+
+
+def effects_reference(head: RegressionHead, embeddings: Tensor, first: int, changes: Tensor) -> Tensor:
+    """The slow, obvious twin of `channelwise_effects`: change one coordinate, run the head, subtract; in float64."""
+    head, found = copy.deepcopy(head).double(), torch.empty_like(changes, dtype=torch.float64)
+    for k in range(changes.shape[1]):
+        changed = embeddings.double().clone()
+        changed[:, first + k] += changes[:, k]
+        found[:, k] = head(embeddings.double()) - head(changed)
+    return found
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e-2, 1.0, 100.0])
+@pytest.mark.parametrize("chunk", [1, 3, 20, None])
+def test_effects_keep_their_digits(size: float, chunk: int | None) -> None:
+    """In float32, of changes that carry no hidden unit through zero, few of them, and nearly all.
+
+    Measured error 3e-7 of the largest effect. Activations subtracted from one another in float32 give 0.13 at 1e-6.
+    """
+    head = seeded_head(30, hidden=64)
+    embeddings, changes = torch.randn(2, 4, 30, generator=torch.Generator().manual_seed(5))
+    changes = size * changes[:, :20]
+    expected = effects_reference(head, embeddings, 7, changes)
+    with torch.inference_mode():
+        found = channelwise_effects(head, embeddings, 7, changes, chunk)
+    assert (found - expected).abs().max() < 3e-6 * expected.abs().max()
+
+
+def test_no_effect_is_invented_where_an_embedding_is_not_a_number() -> None:
+    head = seeded_head(30, hidden=64)
+    embeddings, changes = torch.randn(3, 30), 1e-6 * torch.randn(3, 30)
+    intact = channelwise_effects(head, embeddings, 0, changes)
+    embeddings[0, 4], changes[1, 7] = torch.nan, torch.nan
+    found = channelwise_effects(head, embeddings, 0, changes)
+    assert found[0].isnan().all()
+    assert found[1].isnan().nonzero()[:, 0].tolist() == [7]
+    assert not found[2].isnan().any()
+    torch.testing.assert_close(found[2], intact[2])
 
 
 def test_network_is_left_as_it_was() -> None:
