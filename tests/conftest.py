@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.kills import AS_NICE_AS_OTHERS
 from tests.s3.proxy import Faults, FaultyProxy
 from tests.s3.server import S3Server, credentials
 from tests.zoo import HOSTILE_PATH
@@ -63,6 +64,8 @@ def local_ray(aws_credentials: None) -> Iterator[None]:  # noqa: ARG001 - in pla
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets below it: the path has to be short
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", folder)
+        for name, value in AS_NICE_AS_OTHERS.items():
+            patch.setenv(name, value)
         patch.setenv("PYTHONPATH", HOSTILE_PATH, prepend=os.pathsep)  # deadly images do as they say
         ray.init(
             address="local",

@@ -27,6 +27,7 @@ import pytest
 from PIL import Image
 
 from cluster.local import LocalCluster, processes_of, without_ray
+from tests.kills import AS_NICE_AS_OTHERS
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes under /proc")
 
@@ -131,6 +132,7 @@ def job(*arguments: str) -> list[str]:
 def bed() -> Iterator[TestBed]:
     folder = Path(tempfile.mkdtemp(prefix="asc-", dir="/tmp"))  # sockets below it: the path has to be short
     quick = {
+        **AS_NICE_AS_OTHERS,
         "OMP_NUM_THREADS": "1",
         "RAY_health_check_period_ms": "1000",
         "RAY_health_check_failure_threshold": "3",

@@ -29,6 +29,7 @@ from ais.storage import Storage
 from ais.training.fit import FitPlan, FittedHead, fit_heads
 from ais.training.splits import Split
 from jobs.train import main
+from tests.kills import AS_NICE_AS_OTHERS
 from tests.tiny import TINY
 
 # Ray's own context copies its deprecated settings.
@@ -302,7 +303,7 @@ def ended(given: list[str], checkpoints: Path, number: signal.Signals) -> int:
     script = "import tests.tiny; from ais.command_line import run_job; from jobs.train import main; run_job(main)"
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as ray_folder:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        environment |= {"RAY_TMPDIR": ray_folder, "RAY_ADDRESS": "local"}
+        environment |= {"RAY_TMPDIR": ray_folder, "RAY_ADDRESS": "local", **AS_NICE_AS_OTHERS}
         root = Path(__file__).parents[2]
         # A shell that starts the tests in the background lets them, and so the job, ignore Ctrl-C.
         taken = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731

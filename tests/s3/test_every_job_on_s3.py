@@ -65,7 +65,8 @@ def test_every_job(bucket: str, s3: S3Server, tmp_path: Path, monkeypatch: pytes
     first = f"head={bucket}/heads/first"
     with proxy:
         untrained = ["backbone.name=tiny", "backbone.weights=random", "backbone.seed=3"]
-        fit = ["fit.test_share=0.5", "fit.epochs=60", "fit.learning_rate=0.02", "head.hidden=16"]
+        fit = ["fit.test_share=0.5", "fit.epochs=60", "fit.checkpoint_every=20", "fit.learning_rate=0.02"]
+        fit += ["head.hidden=16"]
         converted = [f"source={bucket}/koniq10k", f"images={bucket}/rated", f"output={bucket}/converted.csv"]
         runs = [f"images={bucket}/rated", f"output={bucket}/out", first]
         checks = [f"masks={bucket}/masks", "folds=3", "seeds=2", "images_limit=8", "steps=2", "fill=mean"]
@@ -91,6 +92,8 @@ def test_every_job(bucket: str, s3: S3Server, tmp_path: Path, monkeypatch: pytes
             assert job.main([*arguments, at]) == 0, f"{job.__name__} {arguments}"
         assert sum(count for fault, count in proxy.counts().items() if fault != "requests") > 10
     keys = set(s3.keys(bucket))
+    assert any(key.startswith("heads/embeddings/") for key in keys)
+    assert not [key for key in keys if "/.train/" in key], "checkpoints are there only until the bundle is"
     for key in (
         *("converted.csv", "heads/first/head.json", "importance/importance.parquet", "similarity/importance.png"),
         *(

@@ -20,7 +20,6 @@ import ray
 from PIL import Image
 
 from jobs.heatmaps import main as heatmaps
-from jobs.train import main as train
 from tests.s3.proxy import Faults, FaultyProxy
 from tests.s3.server import SECRET_KEY, S3Server
 from tests.zoo import deadly
@@ -123,43 +122,6 @@ def test_heatmaps_with_one_request_in_a_hundred_failing(
     before = s3.keys(bucket)
     assert heatmaps(arguments) == 0
     assert s3.keys(bucket) == before
-
-
-def test_train_with_everything_on_s3(bucket: str, s3: S3Server, faulty_proxy: Callable[..., FaultyProxy]) -> None:
-    lines = ["image,score"]
-    for number in range(60):
-        s3.put(f"{bucket}/rated/{number}.png", picture(number))
-        lines.append(f"rated/{number}.png,{number % 7}")
-    s3.put(f"{bucket}/ratings.csv", "\n".join(lines).encode())
-    proxy = faulty_proxy(Faults.each(0.05), seed=2)
-    arguments = [
-        f"ratings.path={bucket}/ratings.csv",
-        f"output={bucket}/heads/new",
-        "backbone.name=tiny",
-        "backbone.weights=random",
-        "backbone.seed=3",
-        f"storage.endpoint_url={proxy.endpoint_url}",
-        "fit.epochs=6",
-        "fit.checkpoint_every=3",
-        "head.hidden=8",
-    ]
-    assert train(arguments) == 0
-    keys = s3.keys(bucket)
-    assert "heads/new/head.json" in keys
-    assert any(key.startswith("heads/embeddings/") for key in keys)
-    assert not [key for key in keys if "/.train/" in key]  # checkpoints are there only until the bundle is
-    assert len(proxy.counts()) > 3
-    assert (
-        heatmaps(
-            [
-                f"images={bucket}/rated",
-                f"output={bucket}/out",
-                f"head={bucket}/heads/new",
-                f"storage.endpoint_url={s3.endpoint_url}",
-            ]
-        )
-        == 0
-    )
 
 
 def test_workers_elsewhere_get_the_drivers_way_to_s3_and_no_log_shows_it(bucket: str, s3: S3Server) -> None:
