@@ -1,6 +1,6 @@
 """`make bench`: measure side by side, keep the figures under `tests/benchmarks/results`, show them in the README.
 
-python -m tests.benchmarks              everything that this machine can, in under 20 minutes
+python -m tests.benchmarks              everything that this machine can; 20 to 40 minutes on two cores
 python -m tests.benchmarks explainer    only this part; the others keep their figures and dates
 python -m tests.benchmarks --readme     only write the kept figures into the README again
 """

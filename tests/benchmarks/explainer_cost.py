@@ -90,10 +90,10 @@ def table(rows: list[dict[str, Any]]) -> str:
     text = """
         **Exact ablation of all maps** over the plain forward pass of the same images, float32, one thread. *Floor*: the
         same ratio in multiply-adds, the least that can be done, counted on the network
-        (`tests/benchmarks/floors.py`); *bytes*: the same of the bytes that layers read and write. *Five heads*: the
-        explainer with an ensemble of them over the forward pass with one.
+        (`tests/benchmarks/floors.py`); *bytes*: the same of the bytes that layers read and write.
         """
-    header = ("backbone", "layer", "maps", "forward, ms an image", "explainer ÷ forward", "floor", "bytes")
+    header = ["backbone", "layer", "maps", "forward, ms an image", "explainer ÷ forward", "floor", "bytes"]
+    of_heads = all("of_heads_over_forward" in row for row in rows)  # not of older versions
     cells = [
         (
             row["backbone"],
@@ -103,9 +103,12 @@ def table(rows: list[dict[str, Any]]) -> str:
             show(row["explainer_over_forward"]),
             f"{row['floor']:.4g}",
             f"{row['explanation_bytes'] / row['forward_bytes']:.3g}",
-            show(row["of_heads_over_forward"]) if "of_heads_over_forward" in row else "–",  # of an older version
+            *([show(row["of_heads_over_forward"])] if of_heads else ()),
             f"{row['one_map_at_a_time_over_explainer']:,.0f}",
         )
         for row in rows
     ]
-    return paragraph(text) + "\n" + grid((*header, "five heads", "one map at a time ÷ explainer"), cells)
+    if of_heads:
+        text += "*Five heads*: the explainer with an ensemble of them over the forward pass with one."
+        header.append("five heads")
+    return paragraph(text) + "\n" + grid([*header, "one map at a time ÷ explainer"], cells)
