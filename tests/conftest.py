@@ -66,6 +66,8 @@ def local_ray(aws_credentials: None) -> Iterator[None]:  # noqa: ARG001 - in pla
         patch.setenv("RAY_TMPDIR", folder)
         for name, value in AS_NICE_AS_OTHERS.items():
             patch.setenv(name, value)
+        # By its default of one a CPU, Ray ends most workers between two jobs, and the next job starts them anew.
+        patch.setenv("RAY_num_workers_soft_limit", "12")
         patch.setenv("PYTHONPATH", HOSTILE_PATH, prepend=os.pathsep)  # deadly images do as they say
         ray.init(
             address="local",
