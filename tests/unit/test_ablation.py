@@ -21,6 +21,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from ais import ablation
 from ais.ablation import (
     Ablation,
+    _moved_output,
     _share,
     ablate,
     ablate_reference,
@@ -199,7 +200,10 @@ def test_effects_keep_their_digits(size: float, chunk: int | None) -> None:
     expected = effects_reference(head, embeddings, 7, changes)
     with torch.inference_mode():
         found = channelwise_effects(head, embeddings, 7, changes, chunk)
+        output, weight = head.output.weight[0], head.hidden.weight[:, 7:27]
+        as_on_a_gpu = -head.target_std * _moved_output(output, weight, head.hidden(embeddings), changes, chunk)
     assert (found - expected).abs().max() < 3e-6 * expected.abs().max()
+    assert (as_on_a_gpu - expected).abs().max() < 3e-6 * expected.abs().max()
 
 
 def test_no_effect_is_invented_where_an_embedding_is_not_a_number() -> None:
