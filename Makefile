@@ -27,7 +27,7 @@ demo: $(SETUP) ## planted images → head → scores and heatmaps, through the r
 validate-demo: $(SETUP) ## are heatmaps true? planted images, three backbones, true and shuffled ratings (10 to 14 minutes)
 	$(BIN)/python jobs/validate_demo.py --config configs/validate-demo.yaml
 
-test: $(SETUP) ## all tests that need no GPU and no network (15 to 25 minutes on 2 cores)
+test: $(SETUP) ## all tests that need no GPU and no network (15 to 30 minutes on 2 cores)
 	$(PYTEST) $(TWO_FILES) tests/cluster tests/s3 tests/unit
 
 check: $(SETUP) ## ruff, types, import rules
