@@ -67,6 +67,11 @@ def actors(stage: str, pids: Iterable[int]) -> list[Process]:
     return [process for process in found if process and f"({stage})" in process.title]
 
 
+def apart(variables: dict[str, str]) -> dict[str, str]:
+    """Environment of a process that has nothing to do with the tests' own Ray."""
+    return {**without_ray(os.environ), **AS_NICE_AS_OTHERS, "PYTHONPATH": str(ROOT), **variables}
+
+
 class Job:
     """One start of a job as a user starts it, with the backbone ``tiny`` registered.
 
@@ -81,7 +86,7 @@ class Job:
         self._process = subprocess.Popen(
             [sys.executable, *(program or ["tests/run_tiny.py"]), *arguments],
             cwd=ROOT,
-            env={**without_ray(os.environ), **AS_NICE_AS_OTHERS, "PYTHONPATH": str(ROOT), **environment},
+            env=apart(environment),
             stdout=self._log,
             stderr=subprocess.STDOUT,
         )

@@ -29,7 +29,7 @@ from ais.storage import Storage
 from ais.training.fit import FitPlan, FittedHead, fit_heads
 from ais.training.splits import Split
 from jobs.train import main
-from tests.kills import AS_NICE_AS_OTHERS
+from tests.kills import ROOT, apart, descendants
 from tests.tiny import TINY
 
 # Ray's own context copies its deprecated settings.
@@ -141,23 +141,7 @@ def test_a_fit_that_waits_in_vain_ends(cache: EmbeddingCache, tmp_path: Path) ->
 
 def train_workers() -> list[int]:
     """Ids of Ray Train's workers below this process, and of no other Ray on this machine."""
-    return [pid for pid, title in descendants(os.getpid()).items() if "RayTrainWorker" in title]
-
-
-def descendants(ancestor: int) -> dict[int, str]:
-    """Ids and titles of the processes below one."""
-    parents, titles = {}, {}
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            titles[int(path.name)] = (path / "cmdline").read_text()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    found: dict[int, str] = {}
-    generation = {ancestor}
-    while generation := {pid for pid, parent in parents.items() if parent in generation}:
-        found |= {pid: titles.get(pid, "") for pid in generation}
-    return found
+    return [process.pid for process in descendants(os.getpid()) if "RayTrainWorker" in process.title]
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
@@ -302,22 +286,18 @@ def ended(given: list[str], checkpoints: Path, number: signal.Signals) -> int:
     """Exit code of the job in a process of its own, with a Ray of its own, sent a signal while it fits."""
     script = "import tests.tiny; from ais.command_line import run_job; from jobs.train import main; run_job(main)"
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as ray_folder:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        environment |= {"RAY_TMPDIR": ray_folder, "RAY_ADDRESS": "local", **AS_NICE_AS_OTHERS}
-        root = Path(__file__).parents[2]
+        environment = apart({"RAY_TMPDIR": ray_folder, "RAY_ADDRESS": "local"})
         # A shell that starts the tests in the background lets them, and so the job, ignore Ctrl-C.
         taken = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
         command = [sys.executable, "-c", script, *given]
-        with subprocess.Popen(command, cwd=root, env=environment, preexec_fn=taken) as driver:
+        with subprocess.Popen(command, cwd=ROOT, env=environment, preexec_fn=taken) as driver:
             wait_for(lambda: any(checkpoints.glob("*/*/checkpoint_*/state.pt")))
             family = descendants(driver.pid)
             driver.send_signal(number)
             code = driver.wait(60)
         # Ray ends some time after its driver; until then it would take time from the tests to come.
-        alive = descendants(1)
-        for pid in family:
-            if alive.get(pid) == family[pid]:
-                os.kill(pid, signal.SIGKILL)
+        for process in family:
+            process.kill()
     return code
 
 
