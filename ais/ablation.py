@@ -166,7 +166,7 @@ def channelwise_effects(
 
     Most hidden units are so far from zero that no single coordinate carries them through it. They are linear, or
     silent, whichever coordinate changes, and one product of matrices has all of them; on a CPU only the few others are
-    gone through for every coordinate. A GPU would wait longer to hear which they are than it takes to go through all.
+    gone through for every coordinate. On a GPU all are: to ask which they are would be to wait for the device.
 
     Args:
         head: the head.
