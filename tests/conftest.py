@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.kills import AS_NICE_AS_OTHERS
 from tests.s3.proxy import Faults, FaultyProxy
 from tests.s3.server import S3Server, credentials
 from tests.zoo import HOSTILE_PATH
@@ -64,8 +63,6 @@ def local_ray(aws_credentials: None) -> Iterator[None]:  # noqa: ARG001 - in pla
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets below it: the path has to be short
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", folder)
-        for name, value in AS_NICE_AS_OTHERS.items():
-            patch.setenv(name, value)
         # By its default of one a CPU, Ray ends most workers between two jobs, and the next job starts them anew.
         patch.setenv("RAY_num_workers_soft_limit", "12")
         patch.setenv("PYTHONPATH", HOSTILE_PATH, prepend=os.pathsep)  # deadly images do as they say

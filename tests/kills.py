@@ -16,8 +16,6 @@ from cluster.local import without_ray
 
 ROOT = Path(__file__).parents[1]
 FETCHING, SCORING = "MapBatches(FetchDecode)", "MapBatches(Explain)"
-# Ray's workers otherwise give way to whatever else runs: beside other tests on two cores, to nearly nothing.
-AS_NICE_AS_OTHERS = {"RAY_worker_niceness": "0"}
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ def actors(stage: str, pids: Iterable[int]) -> list[Process]:
 
 def apart(variables: dict[str, str]) -> dict[str, str]:
     """Environment of a process that has nothing to do with the tests' own Ray."""
-    return {**without_ray(os.environ), **AS_NICE_AS_OTHERS, "PYTHONPATH": str(ROOT), **variables}
+    return {**without_ray(os.environ), "PYTHONPATH": str(ROOT), **variables}
 
 
 class Job:
