@@ -16,6 +16,7 @@ from cluster.local import without_ray
 
 ROOT = Path(__file__).parents[1]
 FETCHING, SCORING = "MapBatches(FetchDecode)", "MapBatches(Explain)"
+PATIENCE_S = 900  # only what hangs takes longer, on whatever machine
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,14 @@ def apart(variables: dict[str, str]) -> dict[str, str]:
     return {**without_ray(os.environ), "PYTHONPATH": str(ROOT), **variables}
 
 
+def joined() -> dict[str, str]:
+    """Variables that lead a process to the Ray of the tests, started before (`local_ray`)."""
+    import ray
+
+    given = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}  # the token is among them
+    return given | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+
+
 class Job:
     """One start of a job as a user starts it, with the backbone ``tiny`` registered.
 
@@ -100,7 +109,7 @@ class Job:
         """Its exit code, ``None`` while it runs."""
         return self._process.poll()
 
-    def wait_for(self, condition: Callable[[], bool], patience_s: float) -> None:
+    def wait_for(self, condition: Callable[[], bool], patience_s: float = PATIENCE_S) -> None:
         """Wait until something has happened; the job must not end before."""
         end = time.monotonic() + patience_s
         while not condition():
@@ -119,7 +128,7 @@ class Job:
         self._log.seek(0)
         return self._log.read()
 
-    def finish(self, patience_s: float) -> int:
+    def finish(self, patience_s: float = PATIENCE_S) -> int:
         """Wait for the end and return the exit code."""
         return self._process.wait(timeout=patience_s)
 

@@ -79,6 +79,11 @@ def start_ray() -> None:
         except Exception as error:  # Ray raises many kinds
             address = os.environ.get("RAY_ADDRESS")
             what = f"the cluster of RAY_ADDRESS={address} cannot be joined" if address else "Ray cannot be started"
+            if "InvalidAuthToken" in f"{error} {error.__cause__}":  # Ray tells it as text
+                raise RunError(
+                    f"{what}: it wants a token, or another one; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to what the "
+                    "cluster was started with"
+                ) from error
             raise RunError(
                 f"{what}: {explain(error)}; check with `ray status` that the cluster is up, or leave RAY_ADDRESS unset "
                 "to start one on this machine"

@@ -27,6 +27,7 @@ import pytest
 from PIL import Image
 
 from cluster.local import LocalCluster, processes_of, without_ray
+from tests.kills import PATIENCE_S
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes under /proc")
 
@@ -34,7 +35,6 @@ ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).parent / "ray"
 LOCAL = (sys.executable, "cluster/local.py")
 IMAGES, FILES, SHARD_ROWS = 240, 24, 16
-PATIENCE_S = 300
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""The main job killed with signal 9: driver, scoring actor, fetching actor; on one core and two; and started twice.
+"""The main job killed with signal 9: driver, scoring actor, fetching actor; on one core and two; started twice; refused.
 
-The real command line in processes of their own, each with a private Ray. Nothing is faked; the processes of a killed
-driver's cluster are ended at the latest when its test is over, found as its descendants under ``/proc`` (Linux).
+The real command line in processes of their own, with a private Ray or on the tests' own. Nothing is faked; workers
+are found under ``/proc`` (Linux), and what a driver left of its private Ray is ended when its test is over.
 Kills of all of them and of nodes, in one run over S3, are in ``make chaos`` (`tests.chaos`).
 """
 
@@ -23,12 +23,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.kills import FETCHING, SCORING, Job, actors, descendants
+from tests.kills import FETCHING, SCORING, Job, actors, descendants, joined
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes under /proc")
 
 IMAGES, FILES, SHARD_ROWS = 360, 24, 24
-PATIENCE_S = 400
 COMMAND = """
 import sys
 import tests.tiny
@@ -42,14 +41,17 @@ run_job(main)
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[..., Job]]:
-    """Start the job with a private Ray of so many CPUs (0: as the machine has); all is ended with the test."""
+def start(local_ray: None) -> Iterator[Callable[..., Job]]:  # noqa: ARG001
+    """Start the job on the tests' Ray, or with a private one of so many CPUs (0: it starts Ray itself, as for a user).
+
+    All is ended with the test.
+    """
     started: list[Job] = []
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets below it: the path has to be short
 
-    def begin(arguments: list[str], cpus: int = 0) -> Job:
-        environment = {"RAY_TMPDIR": folder, "RAY_ADDRESS": "local"}
-        started.append(Job(arguments, environment, ["-c", COMMAND, str(cpus)]))
+    def begin(arguments: list[str], cpus: int | None = None, **variables: str) -> Job:
+        environment = joined() if cpus is None else {"RAY_TMPDIR": folder, "RAY_ADDRESS": "local"}
+        started.append(Job(arguments, environment | variables, ["-c", COMMAND, str(cpus or 0)]))
         return started[-1]
 
     yield begin
@@ -136,10 +138,10 @@ def assert_same(found: Outcome, undisturbed: Outcome) -> None:
 
 
 def kill_worker(job: Job, stage: str) -> None:
-    """Kill the process of one of a stage's actors."""
-    worker = actors(stage, [process.pid for process in descendants(job.pid)])[0]
+    """Kill the process of one of a stage's actors, on the tests' Ray."""
+    worker = actors(stage, [process.pid for process in descendants(os.getpid())])[0]
     worker.kill()
-    job.wait_for(lambda: not worker.alive, PATIENCE_S)
+    job.wait_for(lambda: not worker.alive)
 
 
 @pytest.fixture(scope="module")
@@ -154,11 +156,11 @@ class TestInterrupted:
         self, start: Callable[..., Job], collection: Path, head: Path, undisturbed_output: Path
     ) -> None:
         job = start(arguments(collection, head, undisturbed_output), cpus=1)
-        job.wait_for((undisturbed_output / "runs" / "run" / "manifest" / "part-00000.parquet").exists, PATIENCE_S)
+        job.wait_for((undisturbed_output / "runs" / "run" / "manifest" / "part-00000.parquet").exists)
         second = start(arguments(collection, head, undisturbed_output))
-        assert second.finish(PATIENCE_S) == 3, second.said()
+        assert second.finish() == 3, second.said()
         assert f"is held by process {job.pid} on" in second.said()
-        assert job.finish(PATIENCE_S) == 0, job.said()
+        assert job.finish() == 0, job.said()
         undisturbed = outcome_of(undisturbed_output)
         assert len(undisturbed.errors) == IMAGES // FILES
         assert len(shards(undisturbed_output)) > 10
@@ -169,13 +171,13 @@ class TestInterrupted:
         self, start: Callable[..., Job], collection: Path, head: Path, undisturbed_output: Path, tmp_path: Path
     ) -> None:
         job = start(arguments(collection, head, tmp_path))
-        job.wait_for(lambda: len(shards(tmp_path)) >= 2, PATIENCE_S)
+        job.wait_for(lambda: len(shards(tmp_path)) >= 2)
         job.kill()
         folder = tmp_path / "runs" / "run"
         assert not (folder / "summary.json").exists()
         kept = {path: path.stat().st_mtime_ns for path in folder.glob("*/part-*.parquet")}
-        again = start(arguments(collection, head, tmp_path))
-        assert again.finish(PATIENCE_S) == 0, again.said()
+        again = start(arguments(collection, head, tmp_path), cpus=0)
+        assert again.finish() == 0, again.said()
         assert not re.search(r"logging\.cc|raylet|WARNING", again.said()), "Ray's remarks are for its log files"
         assert {path: path.stat().st_mtime_ns for path in kept} == kept
         summary = json.loads((folder / "summary.json").read_text())
@@ -186,14 +188,14 @@ class TestInterrupted:
     def test_killed_workers_are_replaced_on_two_cores(
         self, start: Callable[..., Job], collection: Path, head: Path, undisturbed_output: Path, tmp_path: Path
     ) -> None:
-        job = start(arguments(collection, head, tmp_path), cpus=2)
-        job.wait_for(lambda: len(shards(tmp_path)) >= 1, PATIENCE_S)
+        job = start(arguments(collection, head, tmp_path))
+        job.wait_for(lambda: len(shards(tmp_path)) >= 1)
         kill_worker(job, FETCHING)  # first: it may be done long before scoring is
         so_far = len(shards(tmp_path))
-        job.wait_for(lambda: len(shards(tmp_path)) > so_far + 1, PATIENCE_S)
+        job.wait_for(lambda: len(shards(tmp_path)) > so_far + 1)
         kill_worker(job, SCORING)
         assert not (tmp_path / "runs" / "run" / "summary.json").exists()
-        assert job.finish(PATIENCE_S) == 0, job.said()
+        assert job.finish() == 0, job.said()
         assert_same(outcome_of(tmp_path), outcome_of(undisturbed_output))
 
     def test_one_that_waits_in_vain_ends_and_one_told_to_end_does(
@@ -207,12 +209,23 @@ class TestInterrupted:
         monkeypatch.setenv("RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S", "3")  # Ray Data's own limit is not in the way
         no_such_node = ["compute.device=cuda", "compute.max_gpus=1", "compute.stall_minutes=0.1"]
         waiting = start([*arguments(collection, head, tmp_path), *no_such_node])
-        assert waiting.finish(PATIENCE_S) == 1, waiting.said()
+        assert waiting.finish() == 1, waiting.said()
         assert re.search(r"^error: nothing was finished for 0\.1 minutes, after 0 of 360 im", waiting.said(), re.M)
-        again = start(arguments(collection, head, tmp_path))  # the lock is free
-        again.wait_for(lambda: len(shards(tmp_path)) >= 1, PATIENCE_S)
+        again = start(arguments(collection, head, tmp_path), cpus=0)  # the lock is free
+        again.wait_for(lambda: len(shards(tmp_path)) >= 1)
         os.kill(again.pid, signal.SIGTERM)
-        assert again.finish(PATIENCE_S) == 143, again.said()
+        assert again.finish() == 143, again.said()
         assert again.said().endswith("told to end\n")
         assert "***" not in again.said(), "Ray's core prints its stack"
         assert not list((tmp_path / "runs" / "run").glob("*lock*"))
+
+
+@pytest.mark.parametrize(
+    "token", [{"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN": "0" * 64}], ids=["none", "another"]
+)
+def test_a_cluster_that_wants_a_token_says_so(
+    token: dict[str, str], start: Callable[..., Job], collection: Path, head: Path, tmp_path: Path
+) -> None:
+    job = start(arguments(collection, head, tmp_path), RAY_NUM_REDIS_GET_RETRIES="1", **token)  # not for 20 seconds
+    assert job.finish() == 1, job.said()
+    assert re.search(r"^error: the cluster of RAY_ADDRESS=\S+ cannot be joined: it wants a token", job.said(), re.M)

@@ -277,7 +277,7 @@ def test_a_killed_run_is_continued_by_the_same_command(
     ray_folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets below it: the path has to be short
     job = Job(["jobs/score.py", *arguments], {"RAY_TMPDIR": ray_folder, "RAY_ADDRESS": "local"})
     try:
-        job.wait_for(lambda: len(list(output.glob(SHARDS))) >= 2, patience_s=300)
+        job.wait_for(lambda: len(list(output.glob(SHARDS))) >= 2)
         job.kill()
     finally:
         job.end()

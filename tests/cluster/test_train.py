@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from ais.storage import Storage
 from ais.training.fit import FitPlan, FittedHead, fit_heads
 from ais.training.splits import Split
 from jobs.train import main
-from tests.kills import ROOT, apart, descendants
+from tests.kills import PATIENCE_S, ROOT, apart, descendants, joined
 from tests.tiny import TINY
 
 # Ray's own context copies its deprecated settings.
@@ -71,16 +70,26 @@ def assert_same(first: list[FittedHead], second: list[FittedHead], tolerance: fl
 
 
 @pytest.fixture(scope="module")
-def undisturbed(cache: EmbeddingCache, tmp_path_factory: pytest.TempPathFactory) -> list[FittedHead]:
+def fits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the fits of several tests."""
+    return tmp_path_factory.mktemp("fits")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cache: EmbeddingCache, fits: Path) -> list[FittedHead]:
     plan = make_plan(cache, "undisturbed", workers=2, epochs=20, checkpoint_every=10)
-    return fit_heads(plan, Storage().open(str(tmp_path_factory.mktemp("fit"))), "cpu")
+    return fit_heads(plan, Storage().open(str(fits)), "cpu")
+
+
+def by_one_worker(cache: EmbeddingCache, fits: Path) -> list[FittedHead]:
+    plan = make_plan(cache, "alone", workers=1, epochs=20, checkpoint_every=10)
+    return fit_heads(plan, Storage().open(str(fits)), "cpu")
 
 
 def test_one_and_two_workers_fit_the_same_heads(
-    cache: EmbeddingCache, undisturbed: list[FittedHead], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cache: EmbeddingCache, undisturbed: list[FittedHead], fits: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan = make_plan(cache, "alone", workers=1, epochs=20, checkpoint_every=10)
-    alone = fit_heads(plan, Storage().open(str(tmp_path)), "cpu")
+    alone = by_one_worker(cache, fits)
     # Measured 4e-7 after 60 steps: sums of float32 in another order. The mean over each share instead gives 0.3.
     assert_same(undisturbed, alone, tolerance=1e-5)
     last = alone[1].validation_rmse
@@ -101,29 +110,28 @@ def test_killed_worker(cache: EmbeddingCache, undisturbed: list[FittedHead], tmp
     workers = train_workers()
     assert len(workers) == 2
     os.kill(workers[-1], signal.SIGKILL)
-    thread.join(180)
+    thread.join(PATIENCE_S)
     assert not thread.is_alive()
     assert_same(undisturbed, heads)
 
 
 def test_what_a_killed_start_left_half_written(
-    cache: EmbeddingCache, undisturbed: list[FittedHead], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cache: EmbeddingCache, undisturbed: list[FittedHead], fits: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan = make_plan(cache, "again", workers=1, epochs=20, checkpoint_every=10)
-    folder = Storage().open(str(tmp_path))
-    fit_heads(plan, folder, "cpu")
-    running, finished = sorted((tmp_path / "again").glob("*/checkpoint_*/state.pt"))
-    (book,) = (tmp_path / "again").glob("*/checkpoint_manager_snapshot.json")
+    """As the test before left it, or else fitted here."""
+    by_one_worker(cache, fits)
+    running, finished = sorted((fits / "alone").glob("*/checkpoint_*/state.pt"))
+    (book,) = (fits / "alone").glob("*/checkpoint_manager_snapshot.json")
     book.write_text("")  # as found after a kill: Ray Train writes it in place
     finished.write_bytes(finished.read_bytes()[:-1000])
     capsys.readouterr()
-    heads = fit_heads(plan, folder, "cpu")
+    heads = by_one_worker(cache, fits)
     said = capsys.readouterr().out
     assert "head 2 of 2 · epoch 20/20" in said
     assert "head 1 of 2" not in said, "it went on in the second head"
     assert_same(undisturbed, heads, tolerance=1e-5)  # of two workers, see above
     # The whole states are now this one and the last start's; the driver may have died before the bundle.
-    assert_same(heads, fit_heads(plan, folder, "cpu"))
+    assert_same(heads, by_one_worker(cache, fits))
     assert capsys.readouterr().out == ""
     assert running.exists()
 
@@ -134,7 +142,7 @@ def test_a_fit_that_waits_in_vain_ends(cache: EmbeddingCache, tmp_path: Path) ->
     started = time.monotonic()
     with pytest.raises(RunError, match=r"nothing was finished for 0\.1 minutes, after no epoch: see `ray status`"):
         fit_heads(make_plan(cache, "vain", workers=100, epochs=3), folder, "cpu", stall_minutes=0.1)
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < PATIENCE_S / 2
     heads = fit_heads(make_plan(cache, "vain", workers=1, epochs=3), folder, "cpu", stall_minutes=10)
     assert [len(head.validation_rmse) for head in heads] == [3, 3]
 
@@ -144,8 +152,8 @@ def train_workers() -> list[int]:
     return [process.pid for process in descendants(os.getpid()) if "RayTrainWorker" in process.title]
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline, "what the test waits for did not happen"
         time.sleep(0.02)
@@ -283,22 +291,15 @@ def test_one_start_at_a_time_writes_a_bundle(photos: Path, tmp_path: Path) -> No
 
 
 def ended(given: list[str], checkpoints: Path, number: signal.Signals) -> int:
-    """Exit code of the job in a process of its own, with a Ray of its own, sent a signal while it fits."""
+    """Exit code of the job in a process of its own, on the tests' Ray, sent a signal while it fits."""
     script = "import tests.tiny; from ais.command_line import run_job; from jobs.train import main; run_job(main)"
-    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as ray_folder:
-        environment = apart({"RAY_TMPDIR": ray_folder, "RAY_ADDRESS": "local"})
-        # A shell that starts the tests in the background lets them, and so the job, ignore Ctrl-C.
-        taken = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
-        command = [sys.executable, "-c", script, *given]
-        with subprocess.Popen(command, cwd=ROOT, env=environment, preexec_fn=taken) as driver:
-            wait_for(lambda: any(checkpoints.glob("*/*/checkpoint_*/state.pt")))
-            family = descendants(driver.pid)
-            driver.send_signal(number)
-            code = driver.wait(60)
-        # Ray ends some time after its driver; until then it would take time from the tests to come.
-        for process in family:
-            process.kill()
-    return code
+    # A shell that starts the tests in the background lets them, and so the job, ignore Ctrl-C.
+    taken = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    command = [sys.executable, "-c", script, *given]
+    with subprocess.Popen(command, cwd=ROOT, env=apart(joined()), preexec_fn=taken) as driver:
+        wait_for(lambda: any(checkpoints.glob("*/*/checkpoint_*/state.pt")))
+        driver.send_signal(number)
+        return driver.wait(PATIENCE_S)
 
 
 def test_ctrl_c(photos: Path, tmp_path: Path) -> None:
