@@ -1,4 +1,4 @@
-"""The main job killed with signal 9: driver, scoring actor, fetching actor; on one core and two; started twice; refused.
+"""The main job killed with signal 9: driver, scoring actor, fetching actor; on one core and two; or refused.
 
 The real command line in processes of their own, with a private Ray or on the tests' own. Nothing is faked; workers
 are found under ``/proc`` (Linux), and what a driver left of its private Ray is ended when its test is over.

@@ -1,14 +1,12 @@
 """Scheduled scoring on a real Ray: night after night over a collection that changes, killed, locked, and on S3.
 
 Real files, a real S3 server, a real kill. Faked: in one test, that starting Ray fails, to show that it is not tried.
-The process that is killed has a private Ray, whose processes are ended with the test, found under ``/proc`` (Linux).
 """
 
 import json
 import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -33,7 +31,7 @@ from ais.runs import results_schema
 from ais.storage import Storage
 from jobs.score import main
 from tests.cluster.test_heatmaps_job import snapshot, write_picture
-from tests.kills import Job
+from tests.kills import Job, joined
 from tests.s3.proxy import FaultyProxy
 from tests.s3.server import S3Server
 
@@ -274,14 +272,12 @@ def test_a_killed_run_is_continued_by_the_same_command(
         shutil.copy(photos / f"{number % 12:02d}.jpg", photos / f"{number:03d}.jpg")
     arguments = [f"images={photos}", f"output={output}", f"head={head}", "shard_rows=16", "compute.batch_size=8"]
     arguments += ["compute.fetch_threads=1"]
-    ray_folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets below it: the path has to be short
-    job = Job(["jobs/score.py", *arguments], {"RAY_TMPDIR": ray_folder, "RAY_ADDRESS": "local"})
+    job = Job(["jobs/score.py", *arguments], joined())
     try:
         job.wait_for(lambda: len(list(output.glob(SHARDS))) >= 2)
         job.kill()
     finally:
         job.end()
-        shutil.rmtree(ray_folder, ignore_errors=True)
     shards = list(output.glob(SHARDS))
     [run] = output.glob("series/*/runs/*")
     assert not (output / "latest.parquet").exists()
