@@ -37,6 +37,9 @@ _FETCHING_PER_GPU = 8
 _CPU_BATCH, _GPU_BATCH = 16, 64
 # What a growing pool is for: no node is started for an actor that would see fewer batches than this.
 _BATCHES_PER_ACTOR = 4
+# On the cores of one small machine a second process takes more time to start than it saves in fewer batches than this:
+# the first batch comes three seconds later (tests/benchmarks/LOG.md).
+_BATCHES_PER_CORE = 24
 # Ray Data shares a cluster among the executions that it has heard of in so many seconds. By its own 180, a start after
 # a killed one would have half of each node for three minutes, and nothing at all of nodes with one CPU or GPU.
 _RESERVED_S = 30  # renewed every ten
@@ -258,8 +261,8 @@ def divide(compute: ComputeConfig, cluster: Cluster, images: int | None = None) 
     """Divide a cluster among the stages.
 
     With GPUs: one scoring actor a GPU, and the remaining CPUs, at most eight a GPU, fetch and decode. Without:
-    scoring takes most of the CPUs, one actor for every four (on a machine with fewer, for each), and fetching a quarter
-    of them at most. All pools and two tasks find room on the nodes at the same time. Where the cluster grows, so do the
+    scoring takes most of the CPUs, one actor for every four (on a machine with fewer, for each, if there are images for
+    it), and fetching a quarter of them at most. All pools and two tasks find room on the nodes at the same time. Where the cluster grows, so do the
     pools, from one actor each, and only as far as there are images for.
 
     Args:
@@ -284,13 +287,12 @@ def divide(compute: ComputeConfig, cluster: Cluster, images: int | None = None) 
     fetching = PoolSize.parse(compute.fetch_actors) if compute.fetch_actors else None
     on_gpu = bool(per_actor) and compute.device != "cpu"
     batch = compute.batch_size or (_GPU_BATCH if on_gpu else _CPU_BATCH)
-    # Scoring actors that the images keep busy.
-    busy = None if images is None else max(1, -(-images // (batch * _BATCHES_PER_ACTOR)))
-    useful = busy if cluster.grows else None  # nodes that are up are used, however little the work
+    # Scoring actors that the images keep busy; nodes that are up are used, however little the work.
+    useful = _busy(images, batch * _BATCHES_PER_ACTOR) if cluster.grows else None
     if per_actor:
         divided = _beside_gpus(nodes, per_actor, scoring, fetching, useful)
     elif sum(node.count for node in nodes) == 1:
-        divided = _on_one_node(cluster.cpus, scoring, fetching, busy)
+        divided = _on_one_node(cluster.cpus, scoring, fetching, _busy(images, batch * _BATCHES_PER_CORE))
     else:
         divided = _on_cpus(nodes, scoring, fetching, useful)
     threads = None if on_gpu else max(1, int(divided.scoring_cpus if per_actor else divided.threads))
@@ -309,6 +311,10 @@ def divide(compute: ComputeConfig, cluster: Cluster, images: int | None = None) 
         least_scoring=_least(scoring, divided.scoring, cluster.grows),
         least_fetch=_least(fetching, divided.fetching, cluster.grows),
     )
+
+
+def _busy(images: int | None, each: int) -> int | None:
+    return None if images is None else max(1, -(-images // each))
 
 
 def _least(given: PoolSize | None, most: int, grows: bool) -> int | None:

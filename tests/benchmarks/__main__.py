@@ -1,6 +1,6 @@
 """`make bench`: measure side by side, keep the figures under `tests/benchmarks/results`, show them in the README.
 
-python -m tests.benchmarks              everything that this machine can; 20 to 40 minutes on two cores
+python -m tests.benchmarks              what this machine can, but for `memory`; 20 to 35 minutes on two cores
 python -m tests.benchmarks explainer    only this part; the others keep their figures and dates
 python -m tests.benchmarks --readme     only write the kept figures into the README again
 """
@@ -41,6 +41,8 @@ PARTS = {
     "growth": "growth",
     "protocol": "protocol_cost",
 }
+# Measured only when named: it shows what one setting of the C library brings, which no version of ours changes.
+ON_REQUEST = ("memory",)
 # What a reader of the README wants to know; the results have all of it.
 IN_README = ("explainer", "grad-cam", "sets", "job")
 
@@ -69,7 +71,9 @@ def main(arguments: list[str]) -> int:
         return 2
     file = results_file()
     kept = _kept(file)
-    chosen = [] if "--readme" in arguments else [part for part in PARTS if part in arguments or not arguments]
+    chosen = [part for part in PARTS if part in arguments]
+    if not arguments:
+        chosen = [part for part in PARTS if part not in ON_REQUEST]
     # One thread: ratios of times on several hang on what else the machine does, OpenMP waiting for the slowest.
     torch.set_num_threads(1)
     keep_freed_memory()  # as the jobs do; otherwise the order of two functions decides who waits for cleared pages

@@ -18,7 +18,7 @@ from ais import Explainer, HeadEnsemble, RegressionHead, load_backbone
 from ais.ablation import ablate_reference
 from tests.benchmarks.floors import floor_of
 from tests.benchmarks.tables import grid, paragraph, show
-from tests.benchmarks.timing import paired
+from tests.benchmarks.timing import compared
 
 CASES = (
     ("resnet152", None),
@@ -55,10 +55,11 @@ def measure(name: str, layer: str | None, runs: int = 5) -> dict[str, Any]:
         with torch.inference_mode():
             return explainer.module(batch)
 
-    over_forward = paired(lambda: explainer(images), forward, runs)
-    heads_over_forward = paired(lambda: of_heads(images), forward, runs)
-    one_at_a_time = paired(
-        lambda: ablate_reference(backbone, explainer.head, batch, range(REFERENCE_MAPS)), forward, runs
+    def one_by_one() -> object:
+        return ablate_reference(backbone, explainer.head, batch, range(REFERENCE_MAPS))
+
+    over_forward, heads_over_forward, one_at_a_time = compared(
+        [lambda: explainer(images), lambda: of_heads(images), one_by_one], forward, runs
     )
     return {
         "backbone": name,

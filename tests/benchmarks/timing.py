@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 
@@ -42,17 +42,28 @@ def paired(
     By default in processor seconds of this process: with one thread they are what the wall clock would show on a
     machine that does nothing else.
     """
-    numerator()
-    denominator()
-    pairs = [(seconds(numerator, clock), seconds(denominator, clock)) for _ in range(runs)]
-    ratios = [a / b for a, b in pairs]
-    return Ratio(
-        statistics.median(ratios),
-        min(ratios),
-        max(ratios),
-        statistics.median(a for a, _ in pairs),
-        statistics.median(b for _, b in pairs),
-    )
+    return compared([numerator], denominator, runs, clock)[0]
+
+
+def compared(
+    numerators: Sequence[Callable[[], object]],
+    denominator: Callable[[], object],
+    runs: int = 5,
+    clock: Callable[[], float] = time.process_time,
+) -> list[Ratio]:
+    """Time several functions in turn with one that all of them are divided by; otherwise as `paired`."""
+    functions = [*numerators, denominator]
+    for function in functions:
+        function()
+    rounds = [[seconds(function, clock) for function in functions] for _ in range(runs)]
+    *columns, below = zip(*rounds, strict=True)
+    return [_ratio(above, below) for above in columns]
+
+
+def _ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:
+    ratios = [a / b for a, b in zip(above, below, strict=True)]
+    median = statistics.median
+    return Ratio(median(ratios), min(ratios), max(ratios), median(above), median(below))
 
 
 def seconds(function: Callable[[], object], clock: Callable[[], float] = time.process_time) -> float:

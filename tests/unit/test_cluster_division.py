@@ -88,8 +88,8 @@ def test_more_actors_than_cpus_share_them(cpus: int, actors: dict[str, int]) -> 
 def test_known_divisions() -> None:
     assert divide(ComputeConfig(), one(2)) == Pools(2, 0.625, 0, 1, 1, 0.25, 0.25, 2, 16)
     # A second copy of the network is not worth its start for so few.
-    assert divide(ComputeConfig(), one(2), images=64) == Pools(1, 1.25, 0, 2, 1, 0.25, 0.25, 2, 16)
-    assert divide(ComputeConfig(), one(2), images=65).scoring_actors == 2
+    assert divide(ComputeConfig(), one(2), images=384) == Pools(1, 1.25, 0, 2, 1, 0.25, 0.25, 2, 16)
+    assert divide(ComputeConfig(), one(2), images=385).scoring_actors == 2
     assert divide(ComputeConfig(), one(8)) == Pools(2, 2, 0, 4, 2, 1, 1, 8, 16)
     assert divide(ComputeConfig(), one(16, 1)) == Pools(1, 1, 1, None, 8, 1, 1, 16, 64)
     assert divide(ComputeConfig(), Cluster((Nodes(16, 0, 4),))) == Pools(11, 4, 0, 4, 16, 1, 1, 64, 16)
