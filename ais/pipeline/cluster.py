@@ -261,9 +261,9 @@ def divide(compute: ComputeConfig, cluster: Cluster, images: int | None = None) 
     """Divide a cluster among the stages.
 
     With GPUs: one scoring actor a GPU, and the remaining CPUs, at most eight a GPU, fetch and decode. Without:
-    scoring takes most of the CPUs, one actor for every four (on a machine with fewer, for each, if there are images for
-    it), and fetching a quarter of them at most. All pools and two tasks find room on the nodes at the same time. Where the cluster grows, so do the
-    pools, from one actor each, and only as far as there are images for.
+    scoring takes most of the CPUs, one actor for every four (on a machine with fewer, for each, if there are enough
+    images), and fetching a quarter of them at most. All pools and two tasks find room on the nodes at the same time.
+    Where the cluster grows, so do the pools, from one actor each, and only as far as there are images for.
 
     Args:
         compute: the configuration; what it sets is taken as it is.

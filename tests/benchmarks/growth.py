@@ -67,6 +67,7 @@ def of_sizes(sizes: Sequence[int]) -> list[dict[str, Any]]:
                 writer.writerow(["uri"])
                 writer.writerows([files[index % FILES]] for index in range(images))
             given = [f"images={folder / 'list.csv'}", f"head={folder / 'head'}", "compute.batch_size=64"]
+            given.append("compute.scoring_actors=2")  # few images would have one, and less memory
             found.append(_job(folder, os.cpu_count() or 1, given))
         return found
     finally:
