@@ -297,7 +297,7 @@ def ended(given: list[str], checkpoints: Path, number: signal.Signals) -> int:
     taken = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
     command = [sys.executable, "-c", script, *given]
     with subprocess.Popen(command, cwd=ROOT, env=apart(joined()), preexec_fn=taken) as driver:
-        wait_for(lambda: any(checkpoints.glob("*/*/checkpoint_*/state.pt")))
+        wait_for(lambda: driver.poll() is not None or any(checkpoints.glob("*/*/checkpoint_*/state.pt")))
         driver.send_signal(number)
         return driver.wait(PATIENCE_S)
 
