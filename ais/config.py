@@ -255,7 +255,7 @@ class ComputeConfig(Section):
     scoring_actors: PoolText | None = Field(
         default=None,
         description="Actors that hold backbone and head: a number, or MIN..MAX to grow with the work; null: one a"
-        " GPU, or as many as the CPUs allow, at most one a core.",
+        " GPU, or as many as the CPUs allow, at most one a core, and fewer where there are few images.",
     )
     scoring_gpus: Annotated[float, Field(ge=0)] | None = Field(
         default=None,

@@ -83,14 +83,12 @@ def start_ray() -> None:
             address = os.environ.get("RAY_ADDRESS")
             what = f"the cluster of RAY_ADDRESS={address} cannot be joined" if address else "Ray cannot be started"
             if "InvalidAuthToken" in f"{error} {error.__cause__}":  # Ray tells it as text
-                raise RunError(
-                    f"{what}: it wants a token, or another one; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to what the "
-                    "cluster was started with"
-                ) from error
-            raise RunError(
-                f"{what}: {explain(error)}; check with `ray status` that the cluster is up, or leave RAY_ADDRESS unset "
-                "to start one on this machine"
-            ) from error
+                why = "it wants a token, or another one"
+                way_out = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to what the cluster was started with"
+            else:
+                why = explain(error)
+                way_out = "check with `ray status` that it is up, or leave RAY_ADDRESS unset to start one here"
+            raise RunError(f"{what}: {why}; {way_out}") from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray's core prints a stack of C++ and aborts
 
