@@ -109,12 +109,12 @@ class Job:
         """Its exit code, ``None`` while it runs."""
         return self._process.poll()
 
-    def wait_for(self, condition: Callable[[], bool], patience_s: float = PATIENCE_S) -> None:
+    def wait_for(self, condition: Callable[[], bool]) -> None:
         """Wait until something has happened; the job must not end before."""
-        end = time.monotonic() + patience_s
+        end = time.monotonic() + PATIENCE_S
         while not condition():
             assert self.code is None, f"ended too early: {self.said()}"
-            assert time.monotonic() < end, f"waited {patience_s} s: {self.said()}"
+            assert time.monotonic() < end, f"waited {PATIENCE_S} s: {self.said()}"
             time.sleep(0.02)
 
     def kill(self) -> None:
@@ -128,9 +128,9 @@ class Job:
         self._log.seek(0)
         return self._log.read()
 
-    def finish(self, patience_s: float = PATIENCE_S) -> int:
+    def finish(self) -> int:
         """Wait for the end and return the exit code."""
-        return self._process.wait(timeout=patience_s)
+        return self._process.wait(timeout=PATIENCE_S)
 
     def end(self) -> None:
         """Leave nothing of it behind."""

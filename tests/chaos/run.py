@@ -29,13 +29,12 @@ import pyarrow.parquet as pq
 from cluster.local import LocalCluster, NodeType, processes_of
 from cluster.local_nodes import HEAD_ID, NODE_ID_VARIABLE
 from tests.chaos.collection import Item, collect, put, put_locally
-from tests.kills import FETCHING, ROOT, SCORING, Job, actors
+from tests.kills import FETCHING, PATIENCE_S, ROOT, SCORING, Job, actors
 from tests.s3.proxy import Faults, FaultyProxy
 from tests.s3.server import S3Server
 from tests.zoo import HOSTILE_PATH
 
 DRIVER, SCORER, FETCHER, NODE = "driver", "scoring actor", "fetching actor", "node"
-_PATIENCE_S = 900.0
 _DECODE_S = 1.0
 _VICTIM_S = 60.0  # in which a start has its actors
 _NODE_ID = f"{NODE_ID_VARIABLE}=".encode()
@@ -187,7 +186,7 @@ def run_chaos(plan: Plan, head: Path) -> Outcome:
         undisturbed = ["jobs/heatmaps.py", f"images={put_locally(items, folder / 'images')}", f"head={head}", *common]
         reference = Job([*undisturbed, f"output={folder / 'out'}"], environment)
         try:
-            assert reference.finish(_PATIENCE_S) == 0, reference.said()
+            assert reference.finish() == 0, reference.said()
         finally:
             reference.end()
         started = time.monotonic()
@@ -196,7 +195,7 @@ def run_chaos(plan: Plan, head: Path) -> Outcome:
         outcome.faults = proxy.counts()
         verification = Job([*command, "verify=true"], environment)
         try:
-            outcome.verified = verification.finish(_PATIENCE_S)
+            outcome.verified = verification.finish()
             outcome.said += verification.said()
         finally:
             verification.end()
@@ -238,7 +237,7 @@ def _live_through(
         schedule = plan.schedule()
         pending = [kind for _, kind, _ in schedule]
         for share, _, seconds in schedule:
-            end = time.monotonic() + _PATIENCE_S
+            end = time.monotonic() + PATIENCE_S
             while job.code is None and len(s3.keys(f"{run}/results")) < share * expected and time.monotonic() < end:
                 time.sleep(0.2)
             time.sleep(seconds)
@@ -251,7 +250,7 @@ def _live_through(
                 outcome.kills[kind] += 1
             job = _again(job, command, environment, outcome)
         for _ in range(5):
-            job.finish(_PATIENCE_S)
+            job.finish()
             if job.code == 0:
                 return
             job = _again(job, command, environment, outcome)
