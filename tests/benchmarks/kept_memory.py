@@ -19,7 +19,7 @@ from typing import Any
 from tests.benchmarks.tables import grid, paragraph, show
 from tests.benchmarks.timing import Ratio
 
-CASES = ("efficientnet_b3", "barlow_twins")
+CASES = ("efficientnet_b3", "barlow_twins", "vgg16")
 PAIRS, BATCH, BATCHES = 3, 4, 5
 
 
