@@ -15,6 +15,9 @@ from tests.s3.server import S3Server, credentials
 from tests.zoo import HOSTILE_PATH
 
 _numbers = itertools.count()
+# Ray remarks on standard output on a machine with sixteen workers on two cores, which `local_ray` may come to keep; no
+# job of its own has so many. Ray reads this when it is imported.
+os.environ["RAY_DEDUP_LOGS_SKIP_REGEX"] = "worker processes have been started on node"
 
 
 @pytest.fixture(scope="session", autouse=True)

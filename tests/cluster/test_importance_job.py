@@ -231,9 +231,9 @@ class TestSimilarity:
         assert found["distances"]["agreement"] == pytest.approx(found["alike"]["agreement"], abs=1e-12)
         assert f"agreement   R of all maps with people {r:.3f} [{low:.3f}, {high:.3f}], R² {r**2:.3f}" in said["alike"]
         assert "warning" not in found["alike"]
-        assert "WARNING" not in said["alike"]
+        assert "\nWARNING" not in said["alike"]
         assert "Larger numbers of the matrix must mean more alike" in found["distances"]["warning"]
-        assert f"WARNING     {found['distances']['warning']}\n" in said["distances"]
+        assert f"\nWARNING     {found['distances']['warning']}\n" in said["distances"]
         assert ("disagreement" in found["distances"]["sign"]) == (level == "collective")
 
     def test_a_tail_that_mixes_maps(self, matrix, folder, tmp_path, capsys) -> None:
