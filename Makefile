@@ -40,7 +40,7 @@ format: $(SETUP) ## let ruff format and fix what it can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(SETUP) ## ratios that show the speed, measured side by side, into README.md (20 to 35 minutes)
+bench: $(SETUP) ## ratios that show the speed, measured side by side, into README.md (18 to 35 minutes)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	$(BIN)/python -m tests.benchmarks
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum
 from typing import Literal
 
 from torch import nn
 
 
-class TailKind(StrEnum):
+class TailKind(Enum):
     """What follows the layer, as far as ablation is concerned (DESIGN section 3).
 
     ``CHANNELWISE``: every operation acts on each map alone up to the embedding, so one pass with all maps zeroed gives
@@ -21,6 +21,11 @@ class TailKind(StrEnum):
     CHANNELWISE = "channelwise"
     LINEAR = "linear"
     GENERAL = "general"
+
+    # Not a `StrEnum`, which Ray Data takes for text and hands to its statistics as it is: their actor would import this
+    # package, and torch with it, at the start of every job.
+    def __str__(self) -> str:
+        return self.value
 
 
 @dataclass(frozen=True)

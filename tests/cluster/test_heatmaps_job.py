@@ -46,6 +46,7 @@ from ais.runs import ERRORS_SCHEMA, MANIFEST_SCHEMA, Run, results_schema
 from ais.settings import parse_config
 from ais.storage import Storage
 from jobs.heatmaps import main
+from tests.kills import descendants
 from tests.zoo import ZOO_LIMITS, ZooCase, write_zoo
 
 # Ray's own context copies its deprecated settings.
@@ -294,6 +295,14 @@ print("equal")
             [sys.executable, "-I", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
         )
         assert found.stdout == "equal\n", found.stderr
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="looks under /proc")
+    @pytest.mark.usefixtures("done")
+    def test_torch_is_loaded_only_where_it_scores(self) -> None:
+        """Ray Data's own actors take no object of ours that would bring it in, a second of every start."""
+        theirs = [process for process in descendants(os.getpid()) if process.title.startswith("ray::_StatsActor")]
+        assert len(theirs) == 1
+        assert "libtorch" not in Path(f"/proc/{theirs[0].pid}/maps").read_text()
 
     def test_again_it_does_nothing(
         self, done: Done, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
