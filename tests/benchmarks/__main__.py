@@ -1,6 +1,6 @@
 """`make bench`: measure side by side, keep the figures under `tests/benchmarks/results`, show them in the README.
 
-python -m tests.benchmarks              what this machine can, but for `memory`; 20 to 35 minutes on two cores
+python -m tests.benchmarks              what this machine can, but for `memory`; 18 to 35 minutes on two cores
 python -m tests.benchmarks explainer    only this part; the others keep their figures and dates
 python -m tests.benchmarks --readme     only write the kept figures into the README again
 """
@@ -112,8 +112,8 @@ def markdown(kept: dict[str, Any], parts: Sequence[str]) -> str:
     dates = sorted({kept[part]["date"] for part in parts})
     minutes = round(sum(kept[part]["took_s"] for part in parts) / 60)
     head = f"""
-        `make bench` on {kept[parts[0]]["machine"]}, torch {kept[parts[0]]["torch"]}, {dates[-1]} ({minutes} minutes).
-        Ratios are of runs in turn: median (smallest–largest).
+        `make bench` on {kept[parts[0]]["machine"]}, torch {kept[parts[0]]["torch"]}, {dates[-1]}; these
+        tables took {minutes} minutes. Ratios are of runs in turn: median (smallest–largest).
         """
     tables = [importlib.import_module(f"tests.benchmarks.{PARTS[part]}").table(kept[part]["rows"]) for part in parts]
     return "\n".join((paragraph(head), *tables))
