@@ -15,8 +15,8 @@ from tests.s3.server import S3Server, credentials
 from tests.zoo import HOSTILE_PATH
 
 _numbers = itertools.count()
-# Ray remarks on standard output on a machine with sixteen workers on two cores, which `local_ray` may come to keep; no
-# job of its own has so many. Ray reads this when it is imported.
+# Sixteen workers on two cores, which `local_ray` may come to keep, are told to every driver on standard output; a job
+# that is alone on a machine does not start so many. Ray reads this when it is imported.
 os.environ["RAY_DEDUP_LOGS_SKIP_REGEX"] = "worker processes have been started on node"
 
 
